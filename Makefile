@@ -1,0 +1,53 @@
+# Everything here works on a machine that has Python >= 3.11, make and the package index.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+LOCALSTACK := .venv-localstack
+UV := uv==0.13.9
+
+.PHONY: run test lint format clean lock localstack
+
+run: $(VENV)/ready  ## the service with an S3 of its own, in memory
+	@$(BIN)/python -m service serve --dev
+
+test: $(VENV)/ready lint  ## what CI runs
+	$(BIN)/coverage erase
+	$(BIN)/python -m pytest --cov --cov-report=
+	$(BIN)/coverage report
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/ready
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+localstack: $(LOCALSTACK)/ready  ## an S3 for the tests, without Docker
+
+lock: $(VENV)/ready  ## pin what pyproject.toml allows, newest first
+	$(BIN)/pip install --quiet $(UV)
+	$(COMPILE) --output-file infra/requirements.lock pyproject.toml
+	$(COMPILE) --extra test --output-file tests/requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) $(LOCALSTACK) .coverage* .*_cache .hypothesis build dist
+
+COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	--generate-hashes --no-annotate --no-header --no-emit-index-url
+
+$(VENV)/ready: tests/requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'Python 3.11 or newer is needed: make PYTHON=python3.13 …' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(LOCALSTACK)/ready: tests/localstack.lock
+	$(PYTHON) -m venv $(LOCALSTACK)
+	$(LOCALSTACK)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@

@@ -1,0 +1,17 @@
+"""A history server for XMTP: encrypted bundles in an S3 bucket, released against their proof.
+
+    __main__ › cli          commands: arguments → calls → exit codes
+    app                     all the wiring in one function
+    server                  uvicorn, and the socket it listens on
+    bucket, devstore        making a bucket ready; an embedded S3 to develop with
+    api, middleware         the wire contract; what wraps every request
+    storage                 bundles as S3 objects, botocore's errors translated
+    problems, forms         errors as problem+json; multipart/form-data as a stream
+    bundles                 the use cases: deposit, withdraw
+    proof, record           pure: HMACs; a bundle's record ↔ object tags, expiry
+    settings, logs, errors  the environment, read once; log lines; the error tree
+
+Imports point downwards only. Who reads for the cryptography opens `proof`, for AWS `storage`.
+"""
+
+__version__ = "0.1.0"

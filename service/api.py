@@ -1,0 +1,175 @@
+"""The routes of the wire contract: headers in, headers out, and the bodies both ways as streams."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from email.utils import formatdate
+from typing import TypedDict
+from uuid import UUID
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from service import __version__, forms
+from service.bundles import Bundles, Released
+from service.errors import (
+    MalformedHeader,
+    MissingHeader,
+    NotFound,
+    StorageUnavailable,
+    UploadTimeout,
+)
+from service.proof import Proof, parse_hmac
+
+
+class State(TypedDict):
+    """What the lifespan opens and every request finds in its `state`."""
+
+    bundles: Bundles
+    read_timeout: float
+
+
+async def index(_: Request[State]) -> Response:
+    return PlainTextResponse(f"message-history-server {__version__}\n")
+
+
+async def alive(_: Request[State]) -> Response:
+    return PlainTextResponse("alive\n")
+
+
+async def upload(request: Request[State]) -> Response:
+    """`POST /upload`: the id alone, without a newline, as clients append it to a URL untrimmed."""
+    bundles = request.state["bundles"]
+    hmac = _header(request, "X-HMAC")
+    if hmac is None and _header(request, "X-SIGNING-KEY") is not None:
+        raise MissingHeader("X-HMAC")
+    claimed = None if hmac is None else parse_hmac(hmac)
+    content_type = _header(request, "Content-Type") or b""
+    length = _header(request, "Content-Length")
+    form = forms.is_form(content_type)
+    async with aclosing(_body(request)) as body:
+        bundle_id, record = await bundles.deposit(
+            forms.file_part(body, content_type) if form else body,
+            hmac=claimed,
+            length=None if length is None else int(length),
+            envelope=forms.ENVELOPE if form else 0,
+        )
+    return PlainTextResponse(
+        str(bundle_id),
+        headers={
+            "Location": f"/files/{bundle_id}",
+            "Sunset": _http_date(record.expires_at),
+        },
+    )
+
+
+async def fetch(request: Request[State]) -> Response:
+    """`GET` and `HEAD /files/{id}`: everything is decided before there is a response."""
+    bundles = request.state["bundles"]
+    proof = _proof(request, required=bundles.require_hmac)
+    bundle_id = _bundle_id(request)
+    released = await bundles.withdraw(bundle_id, proof, body=request.method == "GET")
+    return BundleResponse(bundle_id, released)
+
+
+ROUTES = [
+    Route("/", index),
+    Route("/healthz", alive),
+    Route("/upload", upload, methods=["POST"]),
+    Route("/files/{bundle_id}", fetch),
+]
+
+
+class BundleResponse(Response):
+    """A released bundle, streamed; its content is closed at the end however that comes.
+
+    Where the storage breaks off after the status line, the answer is left incomplete, so that the
+    server cuts the connection: a short body that looks whole would be taken for the bundle.
+    """
+
+    media_type = "application/octet-stream"
+
+    def __init__(self, bundle_id: UUID, released: Released) -> None:
+        self._content = released.content
+        super().__init__(
+            headers={
+                "Content-Length": str(released.stat.size),
+                "ETag": released.stat.etag,
+                "Last-Modified": _http_date(released.stat.modified_at),
+                "Sunset": _http_date(released.record.expires_at),
+                "Cache-Control": "private, no-store",
+                "Content-Disposition": f'attachment; filename="{bundle_id}"',
+                "X-Content-Type-Options": "nosniff",
+            }
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._content is None:
+            await super().__call__(scope, receive, send)
+            return
+        try:
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
+            async for chunk in self._content:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except StorageUnavailable:
+            return
+        finally:
+            await self._content.aclose()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _http_date(unix_seconds: float) -> str:
+    """An IMF-fixdate (RFC 9110, section 5.6.7)."""
+    return formatdate(unix_seconds, usegmt=True)
+
+
+def _header(request: Request[State], name: str) -> bytes | None:
+    """The raw bytes of a header, or `None`; `MalformedHeader` where it was sent more than once."""
+    values = [value for key, value in request.headers.raw if key == name.lower().encode()]
+    if len(values) > 1:
+        raise MalformedHeader(f"Send the header {name} once.")
+    return values[0].strip(b" \t") if values else None
+
+
+def _proof(request: Request[State], *, required: bool) -> Proof | None:
+    """Both proof headers, or neither where that is enough to go on with."""
+    hmac, key = _header(request, "X-HMAC"), _header(request, "X-SIGNING-KEY")
+    if hmac is None and key is None and not required:
+        return None
+    if not hmac:
+        raise MissingHeader("X-HMAC")
+    if not key:
+        raise MissingHeader("X-SIGNING-KEY")
+    return Proof(parse_hmac(hmac), key)
+
+
+def _bundle_id(request: Request[State]) -> UUID:
+    """The id in the path, in any spelling that `uuid.UUID` takes."""
+    try:
+        return UUID(request.path_params["bundle_id"])
+    except ValueError as error:
+        raise NotFound from error
+
+
+async def _body(request: Request[State]) -> AsyncGenerator[bytes, None]:
+    """The request's body as it arrives; `UploadTimeout` after the read time-out without a byte."""
+    more = True
+    while more:
+        try:
+            async with asyncio.timeout(request.state["read_timeout"]):
+                message = await request.receive()
+        except TimeoutError as error:
+            raise UploadTimeout from error
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        more = message.get("more_body", False)
+        if chunk := message.get("body", b""):
+            yield chunk

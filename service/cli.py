@@ -1,0 +1,124 @@
+"""The commands: arguments and settings in, one call, an exit code out."""
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import click
+
+from service import __version__, bucket, devstore, logs, server, settings
+from service.app import create_app
+from service.errors import AddressInUse, BucketError, SettingsError
+from service.storage import connect
+
+BANNER = """
+  message-history-server {version} on {url}
+{dev}
+  Upload a bundle, and fetch it back with its proof:
+
+    printf 'an encrypted bundle' > bundle.aes
+    HMAC=$(openssl dgst -sha256 -hmac my-signing-key bundle.aes | sed 's/.*= //')
+    ID=$(curl -sS --fail-with-body -F file=@bundle.aes -H "X-HMAC: $HMAC" {url}/upload)
+    curl -sS --fail-with-body -H "X-HMAC: $HMAC" -H "X-SIGNING-KEY: my-signing-key" \\
+      --output fetched.aes {url}/files/$ID && cmp bundle.aes fetched.aes && echo identical
+"""
+
+DEV_NOTICE = """
+  DEVELOPMENT: bundles are held in this process's memory and VANISH when it exits.
+"""
+
+SETTINGS_HELP = (
+    "Set these in the environment (the README lists them all), or run "
+    "`message-history-server serve --dev`, which needs none."
+)
+
+
+@click.group(invoke_without_command=True)
+@click.version_option(__version__, package_name="message-history-server")
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Serve XMTP message histories out of an S3 bucket.
+
+    Settings are environment variables named HISTORY_*; AWS's own (AWS_PROFILE,
+    AWS_ENDPOINT_URL_S3 …) say where S3 is. Without a command, `serve` is run.
+    """
+    if context.invoked_subcommand is None:
+        context.invoke(serve)
+
+
+@main.command()
+@click.option("--dev", is_flag=True, help="Bring an S3 along, in memory; bundles vanish on exit.")
+def serve(*, dev: bool = False) -> None:
+    """Run the service until SIGTERM or Ctrl-C."""
+    if dev:
+        devstore.isolate()
+    config = _load(**({"bucket": devstore.BUCKET} if dev else {}))
+    logs.configure(config.log_format, config.log_level)
+    with ExitStack() as stack:
+        try:
+            listener = stack.enter_context(server.listen(config.host, config.port))
+        except AddressInUse as error:
+            raise click.ClickException(str(error)) from error
+        if dev:
+            stack.enter_context(_dev_store(config))
+        host, port = listener.getsockname()[:2]
+        url = f"http://{'localhost' if host in {'0.0.0.0', '::', '127.0.0.1'} else host}:{port}"
+
+        def ready() -> None:
+            notice = DEV_NOTICE if dev else ""
+            click.echo(BANNER.format(version=__version__, url=url, dev=notice))
+            sys.stdout.flush()
+
+        server.Server(
+            create_app(config), listener, drain_timeout=config.drain_timeout, ready=ready
+        ).run()
+
+
+@main.command("init-bucket")
+def init_bucket() -> None:
+    """Make the bucket, or bring it up to date: lifecycle, public-access block, encryption.
+
+    Safe to repeat. What a store does not offer is said and passed over.
+    """
+    config = _load()
+    logs.configure(config.log_format, config.log_level)
+    asyncio.run(_prepare_bucket(config))
+
+
+async def _prepare_bucket(config: settings.Settings) -> None:
+    async with connect(config.region) as client:
+        try:
+            async for line in bucket.prepare(
+                client,
+                bucket=config.bucket,
+                prefix=config.prefix,
+                retention=config.retention,
+            ):
+                click.echo(line)
+        except BucketError as error:
+            raise click.ClickException(str(error)) from error
+
+
+@contextmanager
+def _dev_store(config: settings.Settings) -> Iterator[None]:
+    try:
+        store = devstore.running()
+        with store:
+            asyncio.run(_prepare_bucket(config))
+            yield
+    except ImportError as error:
+        raise click.ClickException(
+            "--dev needs moto's S3: pip install 'message-history-server[dev]'."
+        ) from error
+
+
+def _load(**defaults: str) -> settings.Settings:
+    """Read the settings, or end with exit code 2 and one message that names every mistake."""
+    try:
+        return settings.load(**defaults)
+    except SettingsError as error:
+        for mistake in error.mistakes:
+            click.echo(f"Error: {mistake}", err=True)
+        click.echo(SETTINGS_HELP, err=True)
+        raise SystemExit(2) from error

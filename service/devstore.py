@@ -1,0 +1,44 @@
+"""An embedded S3 for development: moto's server in this process, in memory, on loopback."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+BUCKET = "message-history-dev"
+
+
+def isolate() -> None:
+    """Take every AWS and proxy setting out of this process, so that no real bucket is in reach."""
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "BOTO_", "MOTO_")) or name.lower().endswith("_proxy"):
+            del os.environ[name]
+    os.environ |= {
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ACCESS_KEY_ID": "development",
+        "AWS_SECRET_ACCESS_KEY": "development",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        # In memory: moto would put larger objects into temporary files.
+        "MOTO_S3_DEFAULT_KEY_BUFFER_SIZE": str(1 << 40),
+    }
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    """Run an empty store on a free port, and point this process's botocore at it.
+
+    Needs the extra `dev`; `ImportError` without it. To be called after `isolate`.
+    """
+    from moto.server import ThreadedMotoServer  # noqa: PLC0415 - a heavy extra, for --dev alone
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    store = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    store.start()
+    host, port = store.get_host_and_port()
+    os.environ["AWS_ENDPOINT_URL_S3"] = f"http://{host}:{port}"
+    try:
+        yield
+    finally:
+        store.stop()

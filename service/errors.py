@@ -1,0 +1,113 @@
+"""What can go wrong, as stable codes that know nothing of HTTP; `problems` gives each its status.
+
+The tree:
+
+    HistoryError
+    ├── MissingHeader, MalformedHeader, MalformedForm, EmptyBundle    the request is not right
+    ├── InvalidHmac                                                  the proof does not hold
+    ├── NotFound                                                     no bundle to be had there
+    ├── BundleTooLarge, UploadTimeout                                the upload was given up
+    └── StorageUnavailable                                           S3 failed; nothing is known
+
+    SettingsError, AddressInUse, BucketError                         said at the command line
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+
+class HistoryError(Exception):
+    """An error for the caller: `code` never changes, `detail` is one sentence that says what to do.
+
+    `detail` reaches the client as it stands, so it holds no cause: chain that with `from`.
+    """
+
+    code: ClassVar[str]
+    sentence: ClassVar[str]
+
+    def __init__(self, detail: str | None = None) -> None:
+        self.detail = detail if detail is not None else self.sentence
+        super().__init__(self.detail)
+
+
+class MissingHeader(HistoryError):
+    """A proof header is absent or empty."""
+
+    code = "missing_header"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"Send the header {name}: it is absent or empty.")
+
+
+class MalformedHeader(HistoryError):
+    """A header is there, but it is not what the contract says."""
+
+    code = "malformed_header"
+
+
+class MalformedForm(HistoryError):
+    """A multipart/form-data body that holds no bundle, or not exactly one."""
+
+    code = "malformed_form"
+
+
+class EmptyBundle(HistoryError):
+    """Not one byte arrived: the mark of a stream that was lost on its way."""
+
+    code = "empty_bundle"
+    sentence = "The upload was empty: send the bundle's bytes as the request's body."
+
+
+class InvalidHmac(HistoryError):
+    """The HMAC is not the bundle's under this key, or not the one stored with it."""
+
+    code = "invalid_hmac"
+    sentence = (
+        "The proof does not hold: X-HMAC must be the bundle's HMAC-SHA256 under X-SIGNING-KEY."
+    )
+
+
+class NotFound(HistoryError):
+    """No such bundle, or no longer."""
+
+    code = "not_found"
+    sentence = "There is no such bundle here, or it has expired: ask its sender for a new one."
+
+
+class BundleTooLarge(HistoryError):
+    """More bytes than the configured limit, declared or sent."""
+
+    code = "bundle_too_large"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"Bundles of up to {limit} bytes are taken here: send a smaller one.")
+
+
+class UploadTimeout(HistoryError):
+    """The client sent nothing for the read time-out."""
+
+    code = "upload_timeout"
+    sentence = "The upload stalled and was dropped: send it again."
+
+
+class StorageUnavailable(HistoryError):
+    """S3 failed, refused, or could not be reached; whether the bundle exists is not known."""
+
+    code = "storage_unavailable"
+    sentence = "The storage behind this server does not answer: try again shortly."
+
+
+class SettingsError(Exception):
+    """Every wrong setting at once, a line each: its name and what it should be."""
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes = tuple(mistakes)
+
+
+class AddressInUse(Exception):
+    """The address to listen on cannot be had; the message says how to go on."""
+
+
+class BucketError(Exception):
+    """The bucket cannot be made or set up; the message says how to go on."""

@@ -1,0 +1,111 @@
+"""multipart/form-data (RFC 7578) as a stream: the part named `file`, nothing held or spooled."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from python_multipart import MultipartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+
+from service.errors import MalformedForm
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+ENVELOPE = 64 * 1024
+"""Bytes that a form may hold around its bundle: boundaries, part headers and other parts."""
+
+_FIELD = b"file"
+
+
+def is_form(content_type: bytes) -> bool:
+    return parse_options_header(content_type)[0] == b"multipart/form-data"
+
+
+async def file_part(chunks: AsyncIterator[bytes], content_type: bytes) -> AsyncIterator[bytes]:
+    """Yield the bytes of the part named `file` as they arrive.
+
+    Raises `MalformedForm` where there is no such part or a second one, where the body breaks the
+    format or ends before its closing boundary, or where more than `ENVELOPE` lies around the part.
+    As that may show only at the end, what was yielded before is not to be used then.
+    """
+    form = _Form(content_type)
+    async for chunk in chunks:
+        for data in form.feed(chunk):
+            yield data
+    form.end()
+
+
+class _Form:
+    """python-multipart's callbacks, turned into the data they leave behind."""
+
+    def __init__(self, content_type: bytes) -> None:
+        callbacks: MultipartCallbacks = {
+            "on_part_begin": self._part_begin,
+            "on_part_data": self._part_data,
+            "on_header_begin": self._header_begin,
+            "on_header_field": self._header_field,
+            "on_header_value": self._header_value,
+            "on_header_end": self._header_end,
+            "on_headers_finished": self._headers_finished,
+            "on_end": self._end,
+        }
+        try:
+            self._parser = MultipartParser(
+                parse_options_header(content_type)[1][b"boundary"], callbacks
+            )
+        except (KeyError, FormParserError) as error:
+            raise MalformedForm("The form's Content-Type has no usable boundary.") from error
+        self._data: list[bytes] = []
+        self._name = self._value = b""
+        self._in_file = self._seen = self._ended = False
+        self._around = 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """Parse a chunk; what of the bundle came with it."""
+        self._data = []
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise MalformedForm("The form is not multipart/form-data (RFC 7578).") from error
+        self._around += len(chunk) - sum(map(len, self._data))
+        if self._around > ENVELOPE:
+            raise MalformedForm(f"The form holds over {ENVELOPE} bytes beside its file.")
+        return self._data
+
+    def end(self) -> None:
+        if not self._ended:
+            raise MalformedForm("The form ends before its closing boundary.")
+        if not self._seen:
+            raise MalformedForm('The form has no part named "file": send the bundle as that.')
+
+    def _part_begin(self) -> None:
+        self._in_file = False
+
+    def _header_begin(self) -> None:
+        self._name = self._value = b""
+
+    def _header_field(self, data: bytes, start: int, end: int) -> None:
+        self._name += data[start:end]
+
+    def _header_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _header_end(self) -> None:
+        if self._name.lower() == b"content-disposition":
+            disposition, options = parse_options_header(self._value)
+            self._in_file = disposition == b"form-data" and options.get(b"name") == _FIELD
+
+    def _headers_finished(self) -> None:
+        if self._in_file and self._seen:
+            raise MalformedForm('The form has two parts named "file": send one bundle a time.')
+        self._seen = self._seen or self._in_file
+
+    def _part_data(self, data: bytes, start: int, end: int) -> None:
+        if self._in_file:
+            self._data.append(data[start:end])
+
+    def _end(self) -> None:
+        self._ended = True

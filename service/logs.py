@@ -1,0 +1,39 @@
+"""Log lines on standard error: text for people, JSON for machines."""
+
+import json
+import logging
+from datetime import UTC, datetime
+from typing import Literal
+
+Format = Literal["text", "json"]
+
+
+class _Json(logging.Formatter):
+    """One JSON object a line, times in UTC."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def configure(form: Format, level: str) -> None:
+    """Send this process's log to standard error; what lies below the service only from WARNING."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        _Json() if form == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    )
+    logging.basicConfig(handlers=[handler], level=max(logging.WARNING, _number(level)), force=True)
+    logging.getLogger("service").setLevel(_number(level))
+    # It logs what it could not parse.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
+
+
+def _number(level: str) -> int:
+    return logging.getLevelNamesMapping()[level.upper()]

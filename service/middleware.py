@@ -1,0 +1,129 @@
+"""What wraps the whole application, in pure ASGI: request log, CORS, paths, early answers."""
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+LINGER = 2.0
+"""Seconds for which a body is read and dropped after an answer that came before its end."""
+
+_log = logging.getLogger(__name__)
+
+
+def wrap(app: ASGIApp, *, cors_origins: Sequence[str]) -> ASGIApp:
+    """Put everything around `app`; CORS is outside of it so that its errors are covered too."""
+    cors = CORSMiddleware(
+        Linger(Paths(app)),
+        allow_origins=cors_origins,
+        allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
+        allow_headers=["Content-Type", "X-HMAC", "X-SIGNING-KEY"],
+        expose_headers=["Content-Disposition", "ETag", "Location", "Retry-After", "Sunset"],
+        max_age=3600,
+    )
+    return RequestLog(cors)
+
+
+class Paths:
+    """Take `//upload`, `/upload/` and `//files/ID/` for what they mean, without a redirect.
+
+    A client that streams its body would follow a 307 with an empty one.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            path = re.sub("/{2,}", "/", scope["path"]).rstrip("/") or "/"
+            scope = {**scope, "path": path}
+        await self._app(scope, receive, send)
+
+
+class Linger:
+    """Deliver an answer that is given before the request's body has been read to its end.
+
+    Closing a socket with unread data makes the kernel reset it, and the client may lose the answer.
+    So the answer says `Connection: close` and is sent whole; then the rest of the body is read and
+    dropped for at most `LINGER` seconds before the response, and with it the connection, ends
+    (RFC 9112, section 9.6).
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not _has_body(scope):
+            await self._app(scope, receive, send)
+            return
+        unread = True
+        early = False
+
+        async def receive_body() -> Message:
+            nonlocal unread
+            message = await receive()
+            unread = message["type"] == "http.request" and message.get("more_body", False)
+            return message
+
+        async def send_answer(message: Message) -> None:
+            nonlocal early
+            if message["type"] == "http.response.start" and unread:
+                early = True
+                MutableHeaders(scope=message)["Connection"] = "close"
+            if not early or message["type"] == "http.response.start" or message.get("more_body"):
+                await send(message)
+                return
+            await send({**message, "more_body": True})
+            try:
+                async with asyncio.timeout(LINGER):
+                    while unread:
+                        await receive_body()
+            except TimeoutError:
+                pass
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        await self._app(scope, receive_body, send_answer)
+
+
+def _has_body(scope: Scope) -> bool:
+    headers = Headers(scope=scope)
+    return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+
+
+class RequestLog:
+    """One line a request. Ids are shortened: where no HMAC guards it, the id opens the bundle."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.monotonic(), 0
+
+        async def send_noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noting)
+        finally:
+            _log.info(
+                "%s %s %d %.3fs",
+                scope["method"],
+                _shortened(scope["path"]),
+                status,
+                time.monotonic() - began,
+            )
+
+
+def _shortened(path: str) -> str:
+    return re.sub(r"(?<=files/)(.{8}).+", r"\1…", path).encode("unicode_escape").decode()

@@ -1,0 +1,88 @@
+"""Every answer that is an error: one table from code to status, one `application/problem+json`.
+
+The body is RFC 9457's: `type`, `title`, `status`, `detail`, and the stable `code`.
+"""
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ExceptionHandler
+
+from service.errors import HistoryError
+
+STATUS = {
+    "missing_header": 400,
+    "malformed_header": 400,
+    "malformed_form": 400,
+    "empty_bundle": 400,
+    "invalid_hmac": 401,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "upload_timeout": 408,
+    "bundle_too_large": 413,
+    "internal_error": 500,
+    "storage_unavailable": 503,
+}
+
+_HEADERS = {
+    "invalid_hmac": {"WWW-Authenticate": "XMTP-HMAC-SHA256"},
+    "storage_unavailable": {"Retry-After": "5"},
+}
+
+_ROUTING = {
+    404: ("not_found", "There is nothing at this path: see / for what this server offers."),
+    405: ("method_not_allowed", "Use one of the methods in Allow."),
+}
+
+CLIENT_GONE = 499
+"""What the log says of a request whose client went away; nobody is there to read it."""
+
+
+def problem(code: str, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Answer with the problem `code`; `detail` is one sentence that tells the caller what to do."""
+    status = STATUS[code]
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
+    return Response(
+        json.dumps(body),
+        status,
+        {**_HEADERS.get(code, {}), **(headers or {})},
+        media_type="application/problem+json",
+    )
+
+
+async def _history_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HistoryError)
+    return problem(error.code, error.detail)
+
+
+async def _routing_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return problem(*_ROUTING[error.status_code], headers=error.headers)
+
+
+async def _client_gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)
+
+
+async def _internal_error(_: Request, __: Exception) -> Response:
+    """A bug: the server logs it whole, the caller is told nothing of it."""
+    return problem("internal_error", "This is a fault of the server: report it, and try again.")
+
+
+HANDLERS: Mapping[Any, ExceptionHandler] = {
+    HistoryError: _history_error,
+    HTTPException: _routing_error,
+    ClientDisconnect: _client_gone,
+    Exception: _internal_error,
+}

@@ -1,0 +1,163 @@
+"""The settings: environment variables named HISTORY_*, all of them checked when the process starts.
+
+This module alone reads the environment. What belongs to AWS is botocore's own (AWS_PROFILE,
+AWS_ENDPOINT_URL_S3, IAM roles …) and left to it; only AWS_REGION, which every other SDK knows and
+this botocore ignores, is read here and passed on.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.errors import SettingsError
+
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6}
+_BYTES["GB"] = 10**9
+
+MAX_PARTS = 10_000
+"""How many parts an S3 multipart upload has at most."""
+
+
+def _quantity(units: dict[str, int], example: str) -> Callable[[Any], Any]:
+    """Parse a whole number with its unit, such as `7d` or `8MiB`."""
+    pattern = re.compile(rf"([0-9]{{1,12}})\s*({'|'.join(units)})")
+
+    def parse(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        match = pattern.fullmatch(value.strip())
+        if match is None:
+            raise ValueError(f"should be a whole number and its unit, such as {example}")
+        return int(match[1]) * units[match[2]]
+
+    return parse
+
+
+def _between(low: int, high: int, words: str) -> Callable[[int], int]:
+    def check(value: int) -> int:
+        if not low <= value <= high:
+            raise ValueError(f"should be {words}")
+        return value
+
+    return check
+
+
+def _matching(pattern: str, words: str) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"should be {words}")
+        return value
+
+    return check
+
+
+def _origins(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return tuple(origin.strip() for origin in value.split(",") if origin.strip())
+
+
+def _lower(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+Seconds = Annotated[int, BeforeValidator(_quantity(_SECONDS, "90m, 72h or 7d"))]
+Bytes = Annotated[int, BeforeValidator(_quantity(_BYTES, "8MiB or 100MiB"))]
+Timeout = Annotated[Seconds, AfterValidator(_between(1, 86_400, "from 1s to 24h"))]
+
+
+class Settings(BaseSettings):
+    """The settings by their names without HISTORY_; sizes are bytes, times seconds."""
+
+    model_config = SettingsConfigDict(env_prefix="HISTORY_", frozen=True, env_ignore_empty=True)
+
+    bucket: Annotated[
+        str,
+        AfterValidator(
+            _matching(
+                r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]",
+                "an S3 bucket name: 3 to 63 lower-case letters, digits, dots and hyphens",
+            )
+        ),
+    ]
+    prefix: Annotated[
+        str,
+        AfterValidator(
+            _matching(
+                r"([A-Za-z0-9._-]+/)+",
+                "a key prefix of letters, digits, dots, hyphens and underscores that ends with /",
+            )
+        ),
+    ] = "bundles/"
+    retention: Annotated[
+        Seconds, AfterValidator(_between(1, 3_650 * 86_400, "from 1s to 3650d"))
+    ] = 7 * 86_400
+    max_bundle_size: Annotated[
+        Bytes, AfterValidator(_between(1, 5 << 40, "from 1B to 5120GiB (S3's largest object)"))
+    ] = 100 << 20
+    require_hmac: bool = True
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = ("*",)
+    part_size: Annotated[
+        Bytes, AfterValidator(_between(5 << 20, 5 << 30, "from 5MiB to 5GiB (S3's bounds)"))
+    ] = 8 << 20
+    read_timeout: Timeout = 30
+    drain_timeout: Timeout = 30
+    host: Annotated[str, AfterValidator(_matching(r"\S+", "an address to listen on"))] = "0.0.0.0"
+    port: Annotated[int, Field(ge=0, le=65_535)] = 5558
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = Field(
+        default_factory=lambda: "text" if sys.stderr.isatty() else "json"
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = (
+        "info"
+    )
+    aws_region: str | None = Field(default=None, validation_alias="AWS_REGION")
+
+    @model_validator(mode="after")
+    def _parts_suffice(self) -> Self:
+        if self.max_bundle_size > MAX_PARTS * self.part_size:
+            raise ValueError(
+                f"HISTORY_PART_SIZE: should be at least {-(-self.max_bundle_size // MAX_PARTS)}B "
+                f"for this HISTORY_MAX_BUNDLE_SIZE, as S3 takes {MAX_PARTS} parts"
+            )
+        return self
+
+    @property
+    def region(self) -> str | None:
+        """The region to name to botocore; `None` where it finds one by itself."""
+        return None if os.environ.get("AWS_DEFAULT_REGION") else self.aws_region
+
+
+def load(**defaults: str) -> Settings:
+    """Read the environment; `defaults` stand in for what it does not hold.
+
+    Raises `SettingsError` with every mistake. An empty variable counts as unset.
+    """
+    environ = {name.upper(): value for name, value in os.environ.items()}
+    unset = {
+        name: value
+        for name, value in defaults.items()
+        if not environ.get(f"HISTORY_{name.upper()}")
+    }
+    try:
+        return Settings(**unset)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise SettingsError([_mistake(found) for found in error.errors()]) from error
+
+
+def _mistake(found: Any) -> str:
+    """One line on one setting: its name, what it should be, what it is."""
+    if not found["loc"]:
+        return str(found["ctx"]["error"])
+    name = f"HISTORY_{str(found['loc'][0]).upper()}"
+    if found["type"] == "missing":
+        return f"{name}: should be the name of the S3 bucket that holds the bundles; it is not set"
+    words = found["msg"].removeprefix("Value error, ")
+    if not words.startswith("should be"):
+        words = words.replace("Input should be", "should be")
+    return f"{name}: {words}; it is {found['input']!r}"
