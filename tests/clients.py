@@ -1,0 +1,42 @@
+"""What clients do: sign bundles, and speak HTTP by hand where the wire itself matters."""
+
+import hmac
+import socket
+import time
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+
+def sign(key: str, bundle: bytes) -> dict[str, str]:
+    """Both proof headers of a bundle."""
+    digest = hmac.new(key.encode(), bundle, "sha256").hexdigest()
+    return {"X-HMAC": digest, "X-SIGNING-KEY": key}
+
+
+def until(condition: Callable[[], bool], *, seconds: float = 5) -> None:
+    """Poll until the condition holds; fail after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+
+
+def dial(url: str) -> socket.socket:
+    address = urlsplit(url)
+    assert address.hostname is not None
+    return socket.create_connection((address.hostname, address.port or 80), timeout=15)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """All that comes until the server ends the connection; `ConnectionError` if it is reset."""
+    received = bytearray()
+    while data := connection.recv(65_536):
+        received += data
+    return bytes(received)
+
+
+def raw_request(url: str, request: bytes) -> bytes:
+    """Send these bytes, and read all that comes until the server ends the connection."""
+    with dial(url) as connection:
+        connection.sendall(request)
+        return read_all(connection)

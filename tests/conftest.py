@@ -1,0 +1,232 @@
+"""A real service on a free port, in front of a real S3 server, for every test that wants one."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from uuid import uuid4
+
+import boto3
+import httpx
+import pytest
+from botocore.config import Config
+
+from service import bucket, server
+from service.app import create_app
+from service.settings import Settings
+from service.storage import connect
+from tests import stores
+from tests.stores import Store
+
+FROM_ENVIRONMENT = stores.from_environment()
+"""The store named by AWS_ENDPOINT_URL_S3: with it, every test runs against that one."""
+
+for _name in [name for name in os.environ if name.startswith(("AWS_", "HISTORY_"))]:
+    del os.environ[_name]
+
+
+@dataclass
+class Service:
+    """A running service, and eyes to see what it did to its bucket."""
+
+    url: str
+    bucket: str
+    prefix: str
+    http: httpx.Client = field(repr=False)
+    s3: Any = field(repr=False)
+
+    def upload(self, content: bytes, hmac: str | None = None) -> str:
+        headers = {} if hmac is None else {"X-HMAC": hmac}
+        answer = self.http.post("/upload", content=content, headers=headers)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    def fetch(self, bundle_id: str, proof: Mapping[str, str] | None = None) -> httpx.Response:
+        return self.http.get(f"/files/{bundle_id}", headers=proof)
+
+    def head(self, bundle_id: str, proof: Mapping[str, str] | None = None) -> httpx.Response:
+        return self.http.head(f"/files/{bundle_id}", headers=proof)
+
+    def objects(self) -> list[str]:
+        listing = self.s3.list_objects_v2(Bucket=self.bucket)
+        return [found["Key"] for found in listing.get("Contents", [])]
+
+    def multipart_uploads(self) -> list[str]:
+        listing = self.s3.list_multipart_uploads(Bucket=self.bucket)
+        return [found["Key"] for found in listing.get("Uploads", [])]
+
+    def tags(self, bundle_id: str) -> dict[str, str]:
+        tagging = self.s3.get_object_tagging(Bucket=self.bucket, Key=f"{self.prefix}{bundle_id}")
+        return {tag["Key"]: tag["Value"] for tag in tagging["TagSet"]}
+
+    def put_tags(self, bundle_id: str, tags: Mapping[str, str]) -> None:
+        where = {"Bucket": self.bucket, "Key": f"{self.prefix}{bundle_id}"}
+        if not tags:
+            self.s3.delete_object_tagging(**where)
+            return
+        tag_set = [{"Key": name, "Value": value} for name, value in tags.items()]
+        self.s3.put_object_tagging(**where, Tagging={"TagSet": tag_set})
+
+
+class Serve(Protocol):
+    """Start a service in a bucket of its own, or a given one.
+
+    Settings go by their names without HISTORY_; `endpoint_url` is another way to the store.
+    """
+
+    def __call__(
+        self,
+        *,
+        bucket: str | None = None,
+        endpoint_url: str | None = None,
+        clock: Callable[[], float] | None = None,
+        **settings: object,
+    ) -> Service: ...
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what is marked `every_store` against each of them, all else against one."""
+    if "store" not in metafunc.fixturenames:
+        return
+    names = ["moto"]
+    if FROM_ENVIRONMENT:
+        names = ["environment"]
+    elif metafunc.definition.get_closest_marker("every_store"):
+        names = ["moto", "localstack", "ceph"]
+    metafunc.parametrize("store", names, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def _stores() -> Iterator[Callable[[str], Store]]:
+    """Each store is started once, when the first test asks for it, and stopped at the end."""
+    with ExitStack() as running:
+        started: dict[str, Store | str] = {}
+
+        def get(name: str) -> Store:
+            if name not in started:
+                try:
+                    started[name] = running.enter_context(getattr(stores, name)())
+                except stores.NotInstalled as error:
+                    started[name] = str(error)
+            found = started[name]
+            if isinstance(found, Store):
+                return found
+            if os.environ.get("CI") == "true":
+                pytest.fail(found)
+            pytest.skip(found)
+
+        yield get
+
+
+@pytest.fixture(scope="session")
+def store(request: pytest.FixtureRequest, _stores: Callable[[str], Store]) -> Store:
+    """The S3 server of this test."""
+    return FROM_ENVIRONMENT or _stores(request.param)
+
+
+@pytest.fixture(scope="session")
+def s3(store: Store) -> Any:
+    """A client of another make than the service's, to look behind it."""
+    return boto3.client(
+        "s3",
+        endpoint_url=store.endpoint_url,
+        aws_access_key_id=store.access_key,
+        aws_secret_access_key=store.secret_key,
+        region_name=store.region,
+        config=Config(request_checksum_calculation="when_required"),
+    )
+
+
+@contextmanager
+def aws_environment(store: Store, endpoint_url: str | None = None) -> Iterator[dict[str, str]]:
+    """The variables through which a service finds its store, in this process for a while."""
+    variables = {
+        "AWS_ENDPOINT_URL_S3": endpoint_url or store.endpoint_url,
+        "AWS_ACCESS_KEY_ID": store.access_key,
+        "AWS_SECRET_ACCESS_KEY": store.secret_key,
+        "AWS_DEFAULT_REGION": store.region,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield variables
+
+
+def make_bucket(store: Store, settings: Settings) -> list[str]:
+    """Do what `init-bucket` does."""
+
+    async def prepare() -> list[str]:
+        async with connect(settings.region) as client:
+            lines = bucket.prepare(
+                client,
+                bucket=settings.bucket,
+                prefix=settings.prefix,
+                retention=settings.retention,
+            )
+            return [line async for line in lines]
+
+    with aws_environment(store):
+        return asyncio.run(prepare())
+
+
+@contextmanager
+def _running(
+    store: Store, s3: Any, *, endpoint_url: str | None, clock: Any, **settings: Any
+) -> Iterator[Service]:
+    config = Settings(**settings)
+    app = create_app(config, **({"clock": clock} if clock else {}))
+    started = threading.Event()
+    with server.listen("127.0.0.1", 0) as listener:
+        running = server.Server(app, listener, drain_timeout=10, ready=started.set)
+        thread = threading.Thread(target=running.run)
+        with aws_environment(store, endpoint_url):
+            thread.start()
+            assert started.wait(20)
+        port = listener.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        try:
+            with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
+                yield Service(url, config.bucket, config.prefix, http, s3)
+        finally:
+            running.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+@pytest.fixture
+def serve(store: Store, s3: Any) -> Iterator[Serve]:
+    """Start services that end with the test."""
+    with ExitStack() as running:
+
+        def start(
+            *,
+            bucket: str | None = None,
+            endpoint_url: str | None = None,
+            clock: Callable[[], float] | None = None,
+            **settings: object,
+        ) -> Service:
+            if bucket is None:
+                bucket = new_bucket(store)
+            return running.enter_context(
+                _running(
+                    store, s3, endpoint_url=endpoint_url, clock=clock, bucket=bucket, **settings
+                )
+            )
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def service(store: Store, s3: Any) -> Iterator[Service]:
+    """A service with default settings, shared by all tests on the same store."""
+    with _running(store, s3, endpoint_url=None, clock=None, bucket=new_bucket(store)) as running:
+        yield running
+
+
+def new_bucket(store: Store) -> str:
+    name = f"history-{uuid4()}"
+    make_bucket(store, Settings(bucket=name))
+    return name
