@@ -71,7 +71,7 @@ async def fetch(request: Request[State]) -> Response:
     proof = _proof(request, required=bundles.require_hmac)
     bundle_id = _bundle_id(request)
     released = await bundles.withdraw(bundle_id, proof, body=request.method == "GET")
-    return BundleResponse(bundle_id, released)
+    return BundleResponse(bundle_id, released, timeout=request.state["read_timeout"])
 
 
 ROUTES = [
@@ -85,14 +85,16 @@ ROUTES = [
 class BundleResponse(Response):
     """A released bundle, streamed; its content is closed at the end however that comes.
 
-    Where the storage breaks off after the status line, the answer is left incomplete, so that the
-    server cuts the connection: a short body that looks whole would be taken for the bundle.
+    Where the storage breaks off after the status line, or the client takes nothing for `timeout`
+    seconds, the answer is left incomplete, so that the server cuts the connection: a short body
+    that looks whole would be taken for the bundle.
     """
 
     media_type = "application/octet-stream"
 
-    def __init__(self, bundle_id: UUID, released: Released) -> None:
+    def __init__(self, bundle_id: UUID, released: Released, *, timeout: float) -> None:
         self._content = released.content
+        self._timeout = timeout
         super().__init__(
             headers={
                 "Content-Length": str(released.stat.size),
@@ -118,8 +120,9 @@ class BundleResponse(Response):
                 }
             )
             async for chunk in self._content:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except StorageUnavailable:
+                async with asyncio.timeout(self._timeout):
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        except (StorageUnavailable, TimeoutError):
             return
         finally:
             await self._content.aclose()

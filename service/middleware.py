@@ -126,4 +126,6 @@ class RequestLog:
 
 
 def _shortened(path: str) -> str:
-    return re.sub(r"(?<=files/)(.{8}).+", r"\1…", path).encode("unicode_escape").decode()
+    """A path fit for a log: no control characters, and of an id no more than 8."""
+    printable = path.encode("unicode_escape").decode()
+    return re.sub(r"(?<=files/)(.{8}).+", r"\1…", printable)[:80]

@@ -44,7 +44,7 @@ _ABORT_ROUNDS = 5
 _CONFIG = AioConfig(
     connect_timeout=5,
     read_timeout=30,
-    retries={"mode": "standard", "max_attempts": 3},
+    retries={"mode": "standard", "total_max_attempts": 3},
     # The pool must never be a queue: a transfer may hold two connections at once.
     max_pool_connections=1024,
     # Ceph answers 400 to checksum trailers.
@@ -100,14 +100,20 @@ class S3Storage:
             )
 
     async def create_upload(self, bundle_id: UUID) -> str:
-        """CreateMultipartUpload; the UploadId."""
+        """CreateMultipartUpload; the UploadId.
+
+        Where it was retried, an answer was lost, and perhaps with it an upload that was made.
+        """
         with _translated("CreateMultipartUpload"):
             created = await self._client.create_multipart_upload(
                 Bucket=self._bucket,
                 Key=self._key(bundle_id),
                 ContentType="application/octet-stream",
             )
-        return created["UploadId"]
+        upload = created["UploadId"]
+        if created["ResponseMetadata"]["RetryAttempts"]:
+            await self.abort_uploads(bundle_id, but=upload)
+        return upload
 
     async def upload_part(self, bundle_id: UUID, upload: str, number: int, body: memoryview) -> str:
         """UploadPart; the part's ETag. Parts count from 1."""
@@ -148,8 +154,8 @@ class S3Storage:
         except NotFound:
             raise StorageUnavailable from lost
 
-    async def abort_uploads(self, bundle_id: UUID) -> None:
-        """Abort every multipart upload of this bundle, until S3 lists none.
+    async def abort_uploads(self, bundle_id: UUID, *, but: str | None = None) -> None:
+        """Abort every multipart upload of this bundle, or all `but` one, until S3 lists none.
 
         There can be more than one, as a CreateMultipartUpload whose answer was lost is retried; and
         S3 may accept a part that was on its way, so one round need not be enough.
@@ -159,13 +165,13 @@ class S3Storage:
                 listing = await self._client.list_multipart_uploads(
                     Bucket=self._bucket, Prefix=self._key(bundle_id)
                 )
-                uploads = listing.get("Uploads", [])
+                uploads = {found["UploadId"] for found in listing.get("Uploads", [])} - {but}
                 if not uploads:
                     return
                 for upload in uploads:
                     try:
                         await self._client.abort_multipart_upload(
-                            Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                            Bucket=self._bucket, Key=self._key(bundle_id), UploadId=upload
                         )
                     except self._client.exceptions.NoSuchUpload:
                         continue

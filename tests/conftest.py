@@ -80,7 +80,6 @@ class Serve(Protocol):
     def __call__(
         self,
         *,
-        bucket: str | None = None,
         endpoint_url: str | None = None,
         clock: Callable[[], float] | None = None,
         **settings: object,
@@ -173,9 +172,18 @@ def make_bucket(store: Store, settings: Settings) -> list[str]:
 
 
 @contextmanager
-def _running(
-    store: Store, s3: Any, *, endpoint_url: str | None, clock: Any, **settings: Any
+def running_service(
+    store: Store,
+    s3: Any,
+    *,
+    endpoint_url: str | None = None,
+    clock: Callable[[], float] | None = None,
+    **settings: Any,
 ) -> Iterator[Service]:
+    """The service itself, in a thread of this process, in a new bucket unless one is given."""
+    if "bucket" not in settings:
+        settings["bucket"] = f"history-{uuid4()}"
+        s3.create_bucket(Bucket=settings["bucket"])
     config = Settings(**settings)
     app = create_app(config, **({"clock": clock} if clock else {}))
     started = threading.Event()
@@ -203,17 +211,12 @@ def serve(store: Store, s3: Any) -> Iterator[Serve]:
 
         def start(
             *,
-            bucket: str | None = None,
             endpoint_url: str | None = None,
             clock: Callable[[], float] | None = None,
             **settings: object,
         ) -> Service:
-            if bucket is None:
-                bucket = new_bucket(store)
             return running.enter_context(
-                _running(
-                    store, s3, endpoint_url=endpoint_url, clock=clock, bucket=bucket, **settings
-                )
+                running_service(store, s3, endpoint_url=endpoint_url, clock=clock, **settings)
             )
 
         yield start
@@ -222,11 +225,7 @@ def serve(store: Store, s3: Any) -> Iterator[Serve]:
 @pytest.fixture(scope="session")
 def service(store: Store, s3: Any) -> Iterator[Service]:
     """A service with default settings, shared by all tests on the same store."""
-    with _running(store, s3, endpoint_url=None, clock=None, bucket=new_bucket(store)) as running:
+    config = Settings(bucket=f"history-{uuid4()}")
+    make_bucket(store, config)
+    with running_service(store, s3, bucket=config.bucket) as running:
         yield running
-
-
-def new_bucket(store: Store) -> str:
-    name = f"history-{uuid4()}"
-    make_bucket(store, Settings(bucket=name))
-    return name

@@ -1,0 +1,201 @@
+"""S3 fails, through a proxy that makes it: no false answer, no false object, nothing left."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.clients import sign, until
+from tests.conftest import Service, running_service
+from tests.proxy import Fault, Proxy, Reset, Respond, Stall, Swallow, Truncate
+from tests.stores import Store
+
+KEY = "a signing key"
+PART = 8 << 20
+SMALL, LARGE = (random.Random(7).randbytes(size) for size in (1000, 2 * PART + 1000))
+DOWN, REFUSED = Respond(503, "ServiceUnavailable"), Respond(403, "AccessDenied")
+WRITES = [
+    (SMALL, "PutObject"),
+    (LARGE, "CreateMultipartUpload"),
+    (LARGE, "UploadPart"),
+    (LARGE, "CompleteMultipartUpload"),
+    (LARGE, "PutObjectTagging"),
+]
+
+
+@pytest.fixture(scope="module")
+def shared(store: Store, s3: Any) -> Iterator[tuple[Service, Proxy]]:
+    with (
+        Proxy(store.endpoint_url) as proxy,
+        running_service(store, s3, endpoint_url=proxy.url) as service,
+    ):
+        yield service, proxy
+
+
+@pytest.fixture
+def proxy(shared: tuple[Service, Proxy]) -> Iterator[Proxy]:
+    _, proxy = shared
+    proxy.requests.clear()
+    yield proxy
+    proxy.faults.clear()
+
+
+@pytest.fixture
+def proxied(shared: tuple[Service, Proxy], proxy: Proxy) -> Iterator[Service]:
+    """A service that reaches its store through the proxy; its bucket is empty at first."""
+    service, _ = shared
+    yield service
+    proxy.faults.clear()
+    until(lambda: not service.multipart_uploads())
+    for key in service.objects():
+        service.s3.delete_object(Bucket=service.bucket, Key=key)
+
+
+def operations(proxy: Proxy) -> list[str]:
+    return [request.operation for request in proxy.requests]
+
+
+def nothing_left(service: Service) -> bool:
+    return not service.objects() and not service.multipart_uploads()
+
+
+def test_the_fewest_requests(proxied: Service, proxy: Proxy) -> None:
+    small = proxied.upload(SMALL, sign(KEY, SMALL)["X-HMAC"])
+    assert operations(proxy) == ["PutObject"]
+    proxy.requests.clear()
+    assert proxied.fetch(small, sign(KEY, SMALL)).content == SMALL
+    assert operations(proxy) == ["GetObjectTagging", "GetObject"]
+    proxy.requests.clear()
+
+    large = proxied.upload(LARGE)
+    assert operations(proxy) == [
+        "CreateMultipartUpload",
+        *["UploadPart"] * 3,
+        "CompleteMultipartUpload",
+        "PutObjectTagging",
+    ]
+    proxy.requests.clear()
+    assert proxied.fetch(large, sign(KEY, LARGE)).content == LARGE
+    assert operations(proxy) == ["GetObjectTagging", "GetObject", "GetObject"]
+    assert proxy.requests[2].headers["if-match"].startswith('"')
+    assert not any("expect" in request.headers for request in proxy.requests)
+
+
+def test_a_part_is_sent_while_the_next_one_arrives(proxied: Service, proxy: Proxy) -> None:
+    received: list[int] = []
+
+    def pieces() -> Iterator[bytes]:
+        for at in range(0, len(LARGE), 1 << 20):
+            received.append(operations(proxy).count("UploadPart"))
+            yield LARGE[at : at + (1 << 20)]
+
+    proxy.faults.append(Fault("UploadPart", Stall(0.5)))
+    assert proxied.http.post("/upload", content=pieces()).status_code == 200
+    assert received[-1] >= 1
+
+
+def test_where_the_tag_refuses_no_body_is_read(proxied: Service, proxy: Proxy) -> None:
+    bundle_id = proxied.upload(LARGE, sign(KEY, LARGE)["X-HMAC"])
+    proxy.requests.clear()
+    refused = {"wrong HMAC": sign(KEY, b"another"), "another key": sign("another", LARGE)}
+    for proof in refused.values():
+        assert proxied.fetch(bundle_id, proof).status_code == 401
+    for half in ({}, {"X-HMAC": "0" * 64}, {"X-SIGNING-KEY": KEY}, {**proof, "X-SIGNING-KEY": ""}):
+        assert proxied.fetch(bundle_id, half).status_code == 400
+    assert operations(proxy) == ["GetObjectTagging"] * len(refused)
+
+
+@pytest.mark.parametrize(("bundle", "operation"), WRITES)
+def test_an_upload_that_s3_refuses_leaves_nothing(
+    proxied: Service, proxy: Proxy, bundle: bytes, operation: str
+) -> None:
+    refuses_and_leaves_nothing(proxied, proxy, Fault(operation, REFUSED, times=None), bundle)
+
+
+@pytest.mark.parametrize(
+    ("bundle", "operation"), [(SMALL, "PutObject"), (LARGE, "CompleteMultipartUpload")]
+)
+def test_an_upload_whose_every_answer_is_lost_leaves_nothing(
+    proxied: Service, proxy: Proxy, bundle: bytes, operation: str
+) -> None:
+    refuses_and_leaves_nothing(proxied, proxy, Fault(operation, Swallow(), times=None), bundle)
+
+
+def refuses_and_leaves_nothing(proxied: Service, proxy: Proxy, fault: Fault, bundle: bytes) -> None:
+    proxy.faults.append(fault)
+    answer = proxied.http.post("/upload", content=bundle)
+    assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+    assert "Retry-After" in answer.headers
+    until(lambda: nothing_left(proxied), seconds=10)
+
+
+@pytest.mark.parametrize(("bundle", "operation"), WRITES)
+@pytest.mark.parametrize("action", [DOWN, Swallow()])
+def test_what_passes_is_retried_unseen(
+    proxied: Service, proxy: Proxy, bundle: bytes, operation: str, action: Respond | Swallow
+) -> None:
+    """Also where S3 did what was asked and its answer got lost: a Complete is a Complete."""
+    proxy.faults.append(Fault(operation, action, times=1))
+    bundle_id = proxied.upload(bundle, sign(KEY, bundle)["X-HMAC"])
+    assert proxied.fetch(bundle_id, sign(KEY, bundle)).content == bundle
+
+
+@pytest.mark.parametrize("operation", ["GetObjectTagging", "GetObject"])
+@pytest.mark.parametrize("answer", [REFUSED, DOWN, Respond(404, "NoSuchBucket")])
+def test_s3_failing_is_never_a_404(
+    proxied: Service, proxy: Proxy, operation: str, answer: Respond
+) -> None:
+    bundle_id = proxied.upload(SMALL)
+    proxy.faults.append(Fault(operation, answer, times=None))
+    got = proxied.fetch(bundle_id, sign(KEY, SMALL))
+    assert (got.status_code, got.json()["code"]) == (503, "storage_unavailable")
+
+
+def test_s3_gone(proxied: Service, proxy: Proxy) -> None:
+    bundle_id = proxied.upload(SMALL)
+    proxy.unplug()
+    for answer in (
+        proxied.fetch(bundle_id, sign(KEY, SMALL)),
+        proxied.http.post("/upload", content=SMALL),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+    assert proxied.http.get("/healthz").status_code == 200
+    proxy.plug()
+    assert proxied.fetch(bundle_id, sign(KEY, SMALL)).content == SMALL
+
+
+@pytest.mark.parametrize("action", [Truncate(9 << 20), Reset(9 << 20)])
+def test_s3_breaking_off_after_the_status_line_cuts_the_connection(
+    proxied: Service, proxy: Proxy, action: Truncate | Reset
+) -> None:
+    bundle_id = proxied.upload(LARGE)
+    proxy.faults.append(Fault("GetObject", action, after=1))
+    with proxied.http.stream("GET", f"/files/{bundle_id}", headers=sign(KEY, LARGE)) as answer:
+        assert answer.status_code == 200
+        with pytest.raises(httpx.RemoteProtocolError, match="peer closed connection"):
+            answer.read()
+    until(lambda: proxy.open_connections <= 1)
+
+
+@pytest.mark.parametrize("bundle", [SMALL, LARGE])
+def test_s3_breaking_off_before_it_is_a_503(proxied: Service, proxy: Proxy, bundle: bytes) -> None:
+    bundle_id = proxied.upload(bundle)
+    proxy.faults.append(Fault("GetObject", Truncate(500)))
+    answer = proxied.fetch(bundle_id, sign(KEY, bundle))
+    assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+
+
+def test_a_bundle_deleted_between_the_two_reads(proxied: Service, proxy: Proxy) -> None:
+    bundle_id = proxied.upload(LARGE)
+    proxy.faults.append(Fault("GetObject", Respond(404, "NoSuchKey"), after=1))
+    answer = proxied.fetch(bundle_id, sign(KEY, LARGE))
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+
+
+def test_a_reader_that_leaves_frees_its_connection_to_s3(proxied: Service, proxy: Proxy) -> None:
+    bundle_id = proxied.upload(LARGE)
+    with proxied.http.stream("GET", f"/files/{bundle_id}", headers=sign(KEY, LARGE)) as answer:
+        next(answer.iter_raw(1000))
+    until(lambda: proxy.open_connections <= 1)
