@@ -24,6 +24,8 @@ from tests.stores import Store
 FROM_ENVIRONMENT = stores.from_environment()
 """The store named by AWS_ENDPOINT_URL_S3: with it, every test runs against that one."""
 
+GROUPS = {name: pytest.mark.xdist_group(name) for name in ("localstack", "ceph")}
+
 for _name in [name for name in os.environ if name.startswith(("AWS_", "HISTORY_"))]:
     del os.environ[_name]
 
@@ -53,6 +55,10 @@ class Service:
     def objects(self) -> list[str]:
         listing = self.s3.list_objects_v2(Bucket=self.bucket)
         return [found["Key"] for found in listing.get("Contents", [])]
+
+    def clear(self) -> None:
+        for key in self.objects():
+            self.s3.delete_object(Bucket=self.bucket, Key=key)
 
     def multipart_uploads(self) -> list[str]:
         listing = self.s3.list_multipart_uploads(Bucket=self.bucket)
@@ -90,12 +96,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what is marked `every_store` against each of them, all else against one."""
     if "store" not in metafunc.fixturenames:
         return
-    names = ["moto"]
-    if FROM_ENVIRONMENT:
-        names = ["environment"]
-    elif metafunc.definition.get_closest_marker("every_store"):
-        names = ["moto", "localstack", "ceph"]
-    metafunc.parametrize("store", names, indirect=True, scope="session")
+    names = ["environment"] if FROM_ENVIRONMENT else ["moto"]
+    if not FROM_ENVIRONMENT and metafunc.definition.get_closest_marker("every_store"):
+        names += ["localstack", "ceph"]
+    metafunc.parametrize(
+        "store",
+        # Each of the big ones is started once, so its tests share a worker.
+        [pytest.param(name, marks=GROUPS.get(name, ())) for name in names],
+        indirect=True,
+        scope="session",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.clients import sign, until
 from tests.conftest import Service, running_service
-from tests.proxy import Fault, Proxy, Reset, Respond, Stall, Swallow, Truncate
+from tests.proxy import Fault, Proxy, Reset, Respond, Swallow, Truncate
 from tests.stores import Store
 
 KEY = "a signing key"
@@ -49,8 +49,7 @@ def proxied(shared: tuple[Service, Proxy], proxy: Proxy) -> Iterator[Service]:
     yield service
     proxy.faults.clear()
     until(lambda: not service.multipart_uploads())
-    for key in service.objects():
-        service.s3.delete_object(Bucket=service.bucket, Key=key)
+    service.clear()
 
 
 def operations(proxy: Proxy) -> list[str]:
@@ -81,19 +80,6 @@ def test_the_fewest_requests(proxied: Service, proxy: Proxy) -> None:
     assert operations(proxy) == ["GetObjectTagging", "GetObject", "GetObject"]
     assert proxy.requests[2].headers["if-match"].startswith('"')
     assert not any("expect" in request.headers for request in proxy.requests)
-
-
-def test_a_part_is_sent_while_the_next_one_arrives(proxied: Service, proxy: Proxy) -> None:
-    received: list[int] = []
-
-    def pieces() -> Iterator[bytes]:
-        for at in range(0, len(LARGE), 1 << 20):
-            received.append(operations(proxy).count("UploadPart"))
-            yield LARGE[at : at + (1 << 20)]
-
-    proxy.faults.append(Fault("UploadPart", Stall(0.5)))
-    assert proxied.http.post("/upload", content=pieces()).status_code == 200
-    assert received[-1] >= 1
 
 
 def test_where_the_tag_refuses_no_body_is_read(proxied: Service, proxy: Proxy) -> None:

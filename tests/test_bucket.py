@@ -1,0 +1,113 @@
+"""`init-bucket`'s work on every store: repeatable, and what is not its own is left alone."""
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from service.bucket import lifecycle_rule
+from service.errors import BucketError
+from service.settings import Settings
+from tests.conftest import make_bucket
+from tests.proxy import Fault, Proxy, Respond
+from tests.stores import Store
+
+OTHERS = {
+    "ID": "somebody else's",
+    "Status": "Enabled",
+    "Filter": {"Prefix": "logs/"},
+    "Expiration": {"Days": 3},
+}
+
+
+@pytest.fixture
+def config() -> Settings:
+    return Settings(bucket=f"history-{uuid4()}")
+
+
+def rules(s3: Any, config: Settings) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = s3.get_bucket_lifecycle_configuration(Bucket=config.bucket)[
+        "Rules"
+    ]
+    return [{name: rule[name] for name in rule if name != "Prefix"} for rule in found]
+
+
+@pytest.mark.every_store
+def test_a_bucket_is_made_and_the_second_time_left_as_it_is(
+    store: Store, s3: Any, config: Settings
+) -> None:
+    first = make_bucket(store, config)
+    assert first[0] == f"bucket {config.bucket}: created"
+    assert first[1] == "lifecycle: set (bundles go after 8 days, abandoned uploads after 1)"
+    assert rules(s3, config) == [lifecycle_rule("bundles/", 7 * 86_400)]
+    block = s3.get_public_access_block(Bucket=config.bucket)["PublicAccessBlockConfiguration"]
+    assert block.pop("BlockPublicAcls") is ("BlockPublicAcls" not in first[2])
+    assert set(block.values()) == {True}
+    s3.put_object(Bucket=config.bucket, Key="bundles/x", Body=b"the owner may write")
+
+    second = make_bucket(store, config)
+    assert second[:3] == [
+        f"bucket {config.bucket}: is there",
+        "lifecycle: is right (bundles go after 8 days, abandoned uploads after 1)",
+        "public access: is blocked",
+    ]
+    assert not s3.list_objects_v2(Bucket=config.bucket, Prefix="bundles/probe").get("Contents")
+
+
+@pytest.mark.every_store
+def test_the_rules_of_others_stay(store: Store, s3: Any, config: Settings) -> None:
+    s3.create_bucket(Bucket=config.bucket)
+    s3.put_bucket_lifecycle_configuration(
+        Bucket=config.bucket, LifecycleConfiguration={"Rules": [OTHERS]}
+    )
+    for retention in ("30d", "90m"):
+        lines = make_bucket(store, Settings(bucket=config.bucket, retention=retention))
+        ids = {rule["ID"]: rule["Expiration"]["Days"] for rule in rules(s3, config)}
+        days = {"30d": 31, "90m": 1}[retention]
+        assert ids == {OTHERS["ID"]: 3, "message-history-server bundles/": days}
+    assert lines[1].startswith("lifecycle: shortened from 31 days; bundles promised more go early")
+
+
+@pytest.mark.parametrize(
+    ("operation", "line"),
+    [
+        ("PutPublicAccessBlock", "public access: this store has no block"),
+        ("PutBucketEncryption", "encryption: this store has none to turn on"),
+    ],
+)
+@pytest.mark.parametrize(
+    "answer", [Respond(501, "NotImplemented"), Respond(405, "MethodNotAllowed")]
+)
+def test_what_a_store_lacks_is_said_and_passed_over(
+    store: Store, config: Settings, operation: str, line: str, answer: Respond
+) -> None:
+    with Proxy(store.endpoint_url) as proxy:
+        lacking = Store("lacking", proxy.url, store.access_key, store.secret_key, store.region)
+        proxy.faults.append(Fault(operation, answer, times=None))
+        absent = Respond(404, "ServerSideEncryptionConfigurationNotFoundError")
+        proxy.faults.append(Fault("GetBucketEncryption", absent, times=None))
+        lines = make_bucket(lacking, config)
+    assert any(said.startswith(line) and answer.code in said for said in lines)
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("operation", "answer", "said"),
+    [
+        ("HeadBucket", Respond(403, "AccessDenied"), "may not use the bucket"),
+        ("CreateBucket", Respond(409, "BucketAlreadyExists"), "taken by another account"),
+        ("PutBucketLifecycleConfiguration", Respond(403, "AccessDenied"), "AccessDenied"),
+        ("PutPublicAccessBlock", Respond(403, "AccessDenied"), "AccessDenied"),
+    ],
+)
+def test_what_is_refused_is_said_with_the_next_step(
+    store: Store, config: Settings, operation: str, answer: Respond, said: str
+) -> None:
+    with Proxy(store.endpoint_url) as proxy:
+        refusing = Store("refusing", proxy.url, store.access_key, store.secret_key, store.region)
+        proxy.faults.append(Fault(operation, answer, times=None))
+        with pytest.raises(BucketError, match=said):
+            make_bucket(refusing, config)
+        proxy.unplug()
+        with pytest.raises(BucketError, match="cannot be reached"):
+            make_bucket(refusing, config)

@@ -1,0 +1,116 @@
+"""What cannot be seen from outside: how a deposit overlaps its parts, and what cancels it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from service.bundles import Bundles
+from service.storage import S3Storage, connect
+from tests.conftest import Service, aws_environment
+from tests.stores import Store
+
+PART = 5 << 20
+
+
+class Held(S3Storage):
+    """Its writes reach S3, but are answered only when `answer` is set."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.reached = asyncio.Event()
+        self.answer = asyncio.Event()
+        self.holds = {"put", "upload_part"}
+
+    async def _held(self, call: str) -> None:
+        if call in self.holds:
+            self.reached.set()
+            await self.answer.wait()
+
+    async def put(self, *arguments: Any) -> None:
+        await super().put(*arguments)
+        await self._held("put")
+
+    async def upload_part(self, *arguments: Any) -> str:
+        etag = await super().upload_part(*arguments)
+        await self._held("upload_part")
+        return etag
+
+    async def complete_upload(self, *arguments: Any) -> None:
+        await super().complete_upload(*arguments)
+        await self._held("complete_upload")
+
+
+def run(
+    store: Store, service: Service, test: Callable[[Bundles, Held], Coroutine[Any, Any, None]]
+) -> None:
+    """Run a test of a `Bundles` on its own, with small parts, in the service's bucket."""
+    service.clear()
+
+    async def main() -> None:
+        async with connect() as client:
+            storage = Held(client, bucket=service.bucket, prefix=service.prefix)
+            bundles = Bundles(
+                storage, part_size=PART, limit=1 << 30, retention=60, require_hmac=True
+            )
+            await test(bundles, storage)
+            await bundles.close()
+
+    with aws_environment(store):
+        asyncio.run(asyncio.wait_for(main(), 20))
+
+
+async def pieces(count: int, storage: Held | None = None) -> AsyncIterator[bytes]:
+    """So many MiB; the last one comes only when S3 has a part that it has not yet answered."""
+    for number in range(count):
+        if storage and number == count - 1:
+            await storage.reached.wait()
+            assert not storage.answer.is_set()
+            storage.answer.set()
+        yield bytes(1 << 20)
+
+
+def test_a_part_is_sent_while_the_next_one_arrives(store: Store, service: Service) -> None:
+    """Were it not, the whole of the second part would wait for the first one's answer, for ever."""
+
+    async def test(bundles: Bundles, storage: Held) -> None:
+        await bundles.deposit(pieces(10, storage))
+
+    run(store, service, test)
+
+
+@pytest.mark.parametrize("mebibytes", [1, 6, 20])
+def test_a_cancelled_deposit_leaves_nothing(store: Store, service: Service, mebibytes: int) -> None:
+    """Not even what S3 had done already when the deposit was cancelled, but not yet answered."""
+
+    async def test(bundles: Bundles, storage: Held) -> None:
+        deposit = asyncio.create_task(bundles.deposit(pieces(mebibytes)))
+        await storage.reached.wait()
+        deposit.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await deposit
+        storage.answer.set()
+
+    run(store, service, test)
+    assert not service.objects()
+    assert not service.multipart_uploads()
+
+
+def test_a_deposit_cancelled_in_its_last_call_leaves_nothing(
+    store: Store, service: Service
+) -> None:
+    """When the object is whole already, and only the answer to CompleteMultipartUpload is due."""
+
+    async def test(bundles: Bundles, storage: Held) -> None:
+        storage.holds = {"complete_upload"}
+        deposit = asyncio.create_task(bundles.deposit(pieces(11)))
+        await storage.reached.wait()
+        assert held_objects(service)
+        deposit.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await deposit
+        storage.answer.set()
+
+    run(store, service, test)
+    assert not service.objects()

@@ -1,0 +1,197 @@
+"""The commands, as processes: what they print, how they end, and that two get along."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.clients import sign
+from tests.conftest import aws_environment
+from tests.stores import Store
+
+SERVE = [sys.executable, "-m", "service"]
+
+
+def clean_environment(**variables: str) -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    coverage = {name: value for name, value in os.environ.items() if name.startswith("COV")}
+    return {**kept, **coverage, **variables}
+
+
+def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*SERVE, *arguments],
+        env=clean_environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@contextmanager
+def serving(*arguments: str, **variables: str) -> Iterator[tuple[str, subprocess.Popen[str], str]]:
+    """A service process: its URL, itself, and what it printed until it was ready."""
+    process = subprocess.Popen(
+        [*SERVE, *arguments],
+        env=clean_environment(HISTORY_PORT="0", HISTORY_LOG_LEVEL="warning", **variables),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        watchdog = threading.Timer(60, process.kill)
+        watchdog.start()
+        try:
+            assert process.stdout is not None
+            banner = ""
+            while not (ready := re.search(r"--output .*?(http://localhost:\d+)", banner)):
+                line = process.stdout.readline()
+                assert line, f"it ended with {process.wait()}: {banner}"
+                banner += line
+            yield ready[1], process, banner
+        finally:
+            watchdog.cancel()
+            process.kill()
+
+
+def test_dev_needs_nothing_and_touches_nothing_real(tmp_path: Path) -> None:
+    """Not a profile, a configuration file, an endpoint or a proxy of the caller's."""
+    config = tmp_path / "config"
+    config.write_text("[default]\nregion = eu-west-1\nendpoint_url = http://127.0.0.1:9\n")
+    hostile = {
+        "AWS_PROFILE": "no-such-profile",
+        "AWS_CONFIG_FILE": str(config),
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
+        "AWS_REGION": "mars-north-1",
+        "AWS_CA_BUNDLE": "/nowhere",
+        "AWS_USE_FIPS_ENDPOINT": "true",
+        "http_proxy": "http://127.0.0.1:9",
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+    }
+    with serving("serve", "--dev", **hostile) as (url, process, banner):
+        assert "VANISH" in banner
+        assert "bucket message-history-dev: created" in banner
+        bundle = b"x" * (9 << 20)
+        with httpx.Client(base_url=url, trust_env=False) as http:
+            bundle_id = http.post("/upload", content=bundle).text
+            assert http.get(f"/files/{bundle_id}", headers=sign("k", bundle)).content == bundle
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+
+
+def test_the_banners_conversation_works_as_it_stands(tmp_path: Path) -> None:
+    with serving("serve", "--dev") as (_, process, banner):
+        lines = banner[banner.index("printf") :]
+        script = lines + (process.stdout.readline() if process.stdout else "")
+        said = subprocess.run(
+            ["bash", "-ec", script], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+    assert said.stdout == "identical\n"
+
+
+def test_two_at_the_same_time() -> None:
+    with serving("serve", "--dev") as (one, *_), serving("serve", "--dev") as (other, *_):
+        assert one != other
+        with httpx.Client(trust_env=False) as http:
+            bundle_id = http.post(f"{one}/upload", content=b"bundle").text
+            proof = sign("k", b"bundle")
+            assert http.get(f"{one}/files/{bundle_id}", headers=proof).status_code == 200
+            assert http.get(f"{other}/files/{bundle_id}", headers=proof).status_code == 404
+
+
+def test_a_taken_port_is_one_clear_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        ended = run("serve", "--dev", HISTORY_HOST="127.0.0.1", HISTORY_PORT=port)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"Error: Cannot listen on 127.0.0.1 port {port}")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [[], ["serve"], ["init-bucket"]])
+def test_without_a_bucket(command: list[str]) -> None:
+    ended = run(*command, HISTORY_RETENTION="a week")
+    assert ended.returncode == 2
+    assert "HISTORY_BUCKET: should be the name of the S3 bucket" in ended.stderr
+    assert "HISTORY_RETENTION: should be" in ended.stderr
+    assert "serve --dev" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_init_bucket_then_serve(store: Store, s3: Any) -> None:
+    bucket = f"history-{uuid4()}"
+    with aws_environment(store) as variables:
+        environment: Mapping[str, str] = {"HISTORY_BUCKET": bucket, **variables}
+    for line in ("created", "is there"):
+        ended = run("init-bucket", **environment)
+        assert ended.returncode == 0, ended.stderr
+        assert ended.stdout.splitlines()[0] == f"bucket {bucket}: {line}"
+    with serving(**environment) as (url, process, banner):
+        assert "VANISH" not in banner
+        with httpx.Client(base_url=url, trust_env=False) as http:
+            assert http.post("/upload", content=b"bundle").status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    assert len(s3.list_objects_v2(Bucket=bucket)["Contents"]) == 1
+
+
+def test_init_bucket_without_a_store() -> None:
+    ended = run(
+        "init-bucket",
+        HISTORY_BUCKET="a-bucket",
+        AWS_ENDPOINT_URL_S3="http://127.0.0.1:9",
+        AWS_ACCESS_KEY_ID="k",
+        AWS_SECRET_ACCESS_KEY="k",
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Error: S3 cannot be reached (")
+    assert "Traceback" not in ended.stderr
+
+
+def test_help_and_version() -> None:
+    assert "init-bucket" in run("--help").stdout
+    assert re.fullmatch(r"message-history-server, version \d+\.\d+\.\d+\n", run("--version").stdout)
+
+
+def test_64_mib_pass_through_less_than_64_mib_of_memory(store: Store, s3: Any) -> None:
+    """Sent chunked and fetched with its proof, by a process that does nothing else."""
+    bucket = f"history-{uuid4()}"
+    s3.create_bucket(Bucket=bucket)
+    bundle = os.urandom(64 << 20)
+    with (
+        aws_environment(store) as variables,
+        serving(HISTORY_BUCKET=bucket, **variables) as (url, process, _),
+        httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
+    ):
+        http.post("/upload", content=b"what is loaded at first is not counted")
+        before = memory(process, "VmRSS")
+        pieces = (bundle[at : at + 8192] for at in range(0, len(bundle), 8192))
+        bundle_id = http.post("/upload", content=pieces).text
+        uploaded = memory(process, "VmHWM")
+        assert http.get(f"/files/{bundle_id}", headers=sign("k", bundle)).content == bundle
+        fetched = memory(process, "VmHWM")
+    print(
+        f"resident: {before >> 20} MiB, {uploaded >> 20} after upload, {fetched >> 20} after both"
+    )
+    assert fetched - before < 64 << 20
+
+
+def memory(process: subprocess.Popen[str], name: str) -> int:
+    status = Path(f"/proc/{process.pid}/status")
+    if not status.exists():
+        pytest.skip("this system does not tell a process's memory: run it on Linux")
+    found = re.search(rf"{name}:\s+(\d+) kB", status.read_text())
+    assert found is not None
+    return int(found[1]) << 10

@@ -1,0 +1,119 @@
+"""The settings: what the environment may say, and every mistake at once."""
+
+import pytest
+
+from service import settings
+from service.errors import SettingsError
+
+
+@pytest.fixture(autouse=True)
+def _bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HISTORY_BUCKET", "a-bucket")
+
+
+def test_defaults() -> None:
+    loaded = settings.load()
+    assert loaded.bucket == "a-bucket"
+    assert loaded.prefix == "bundles/"
+    assert loaded.retention == 7 * 86_400
+    assert loaded.max_bundle_size == 100 << 20
+    assert loaded.require_hmac is True
+    assert loaded.cors_origins == ("*",)
+    assert loaded.part_size == 8 << 20
+    assert (loaded.read_timeout, loaded.drain_timeout) == (30, 30)
+    assert (loaded.host, loaded.port) == ("0.0.0.0", 5558)
+    assert (loaded.log_format, loaded.log_level) == ("json", "info")
+
+
+VALUES = [
+    ("RETENTION", "90m", 5400),
+    ("RETENTION", "72h", 72 * 3600),
+    ("RETENTION", " 1 d ", 86_400),
+    ("MAX_BUNDLE_SIZE", "12MB", 12_000_000),
+    ("MAX_BUNDLE_SIZE", "1GiB", 1 << 30),
+    ("MAX_BUNDLE_SIZE", "512B", 512),
+    ("PART_SIZE", "5MiB", 5 << 20),
+    ("REQUIRE_HMAC", "false", False),
+    ("REQUIRE_HMAC", "", True),
+    (
+        "CORS_ORIGINS",
+        "https://a.example, https://b.example",
+        ("https://a.example", "https://b.example"),
+    ),
+    ("READ_TIMEOUT", "5s", 5),
+    ("PORT", "0", 0),
+    ("LOG_FORMAT", "TEXT", "text"),
+    ("LOG_LEVEL", "Debug", "debug"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), VALUES)
+def test_values(monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: object) -> None:
+    monkeypatch.setenv(f"HISTORY_{name}", value)
+    assert getattr(settings.load(), name.lower()) == expected
+
+
+MISTAKES = [
+    ("BUCKET", "Not A Bucket"),
+    ("PREFIX", "/absolute/"),
+    ("PREFIX", "no-slash"),
+    ("RETENTION", "7"),
+    ("RETENTION", "0s"),
+    ("RETENTION", "-1d"),
+    ("RETENTION", "1.5d"),
+    ("RETENTION", "٣d"),
+    ("MAX_BUNDLE_SIZE", "0MiB"),
+    ("MAX_BUNDLE_SIZE", "lots"),
+    ("PART_SIZE", "4MiB"),
+    ("REQUIRE_HMAC", "perhaps"),
+    ("READ_TIMEOUT", "0s"),
+    ("DRAIN_TIMEOUT", "forever"),
+    ("PORT", "65536"),
+    ("PORT", "tcp://10.0.0.1:5558"),
+    ("LOG_FORMAT", "xml"),
+    ("LOG_LEVEL", "loud"),
+    ("HOST", " "),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), MISTAKES)
+def test_a_mistake_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"HISTORY_{name}", value)
+    with pytest.raises(SettingsError) as caught:
+        settings.load()
+    [mistake] = caught.value.mistakes
+    assert mistake.startswith(f"HISTORY_{name}: should be ")
+    assert repr(value) in mistake
+
+
+def test_all_mistakes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HISTORY_BUCKET")
+    monkeypatch.setenv("HISTORY_PORT", "x")
+    monkeypatch.setenv("HISTORY_RETENTION", "x")
+    with pytest.raises(SettingsError) as caught:
+        settings.load()
+    assert [mistake.split(":")[0] for mistake in caught.value.mistakes] == [
+        "HISTORY_BUCKET",
+        "HISTORY_RETENTION",
+        "HISTORY_PORT",
+    ]
+
+
+def test_more_parts_than_s3_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HISTORY_MAX_BUNDLE_SIZE", "100GiB")
+    with pytest.raises(SettingsError, match="HISTORY_PART_SIZE: should be at least 10737419B"):
+        settings.load()
+
+
+def test_defaults_of_a_caller_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.load(bucket="another").bucket == "a-bucket"
+    monkeypatch.delenv("HISTORY_BUCKET")
+    assert settings.load(bucket="another").bucket == "another"
+
+
+def test_the_region_is_botocores_own_but_for_aws_region(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings.load().region is None
+    monkeypatch.setenv("AWS_REGION", "eu-west-3")
+    assert settings.load().region == "eu-west-3"
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")
+    assert settings.load().region is None
