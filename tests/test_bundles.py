@@ -106,7 +106,7 @@ def test_a_deposit_cancelled_in_its_last_call_leaves_nothing(
         storage.holds = {"complete_upload"}
         deposit = asyncio.create_task(bundles.deposit(pieces(11)))
         await storage.reached.wait()
-        assert held_objects(service)
+        assert service.objects()
         deposit.cancel()
         with pytest.raises(asyncio.CancelledError):
             await deposit
