@@ -13,7 +13,7 @@ run: $(VENV)/ready  ## the service with an S3 of its own, in memory
 
 test: $(VENV)/ready lint  ## what CI runs
 	$(BIN)/coverage erase
-	$(BIN)/python -m pytest --cov --cov-report=
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup --cov --cov-report=
 	$(BIN)/coverage report
 
 lint: $(VENV)/ready

@@ -1,0 +1,117 @@
+"""The documents tell the truth: their commands run, their tables are whole."""
+
+import re
+import shutil
+import site
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import service
+from service import errors
+from service.cli import main
+from service.problems import STATUS
+from service.settings import Settings, load
+from tests.test_cli import clean_environment, serving
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+CLONE, UPLOAD, FETCH, EXAMPLES, DEPLOY = BLOCKS
+
+
+def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
+    """All but `make run` and deployment, which run elsewhere; the port is that of this test."""
+    origin = tmp_path / "origin"
+    files = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    for name in files.stdout.split("\0"):
+        if name and (ROOT / name).exists():
+            (origin / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, origin / name)
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all of it"]):
+        subprocess.run([*git, *command], cwd=origin, check=True, stdout=subprocess.DEVNULL)
+
+    assert CLONE.endswith("\nmake run\n")
+    conversation = CLONE.removesuffix("make run\n") + UPLOAD + FETCH + EXAMPLES
+    with serving("serve", "--dev") as (url, _, _):
+        said = subprocess.run(
+            ["bash", "-euc", conversation.replace("http://localhost:5558", url)],
+            cwd=tmp_path,
+            env=clean_environment(
+                REPOSITORY=str(origin),
+                HISTORY_URL=url,
+                # So that pip finds what it is asked for already there.
+                PYTHONPATH=":".join(site.getsitepackages()),
+                PATH=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+            ),
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.count("identical\n") == 2
+
+
+def test_make_run_is_the_dev_server() -> None:
+    dry = subprocess.run(
+        ["make", "--dry-run", "run"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "python -m service serve --dev" in dry.stdout
+
+
+def test_deployment_uses_commands_that_exist() -> None:
+    used = set(re.findall(r"message-history-server ([a-z-]+)", DEPLOY))
+    assert used == {"init-bucket"}
+    assert set(main.commands) == {"serve", "init-bucket"}
+    assert all(name in README for name in main.commands)
+
+
+def defaults() -> dict[str, str]:
+    """The settings table: names and default values as they stand there."""
+    rows = re.findall(r"^\| (`HISTORY_[^|]*)\|([^|]*)\|", README, flags=re.MULTILINE)
+    table: dict[str, str] = {}
+    for names, values in rows:
+        found = re.findall("`([^`]*)`", values) or [""]
+        named = re.findall("`HISTORY_([A-Z_]*)`", names)
+        table.update(zip(named, [*found, *[found[-1]] * len(named)], strict=False))
+    return table
+
+
+def test_every_setting_is_there_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = defaults()
+    assert {name.lower() for name in table} == set(Settings.model_fields) - {"aws_region"}
+    monkeypatch.setenv("HISTORY_BUCKET", "a-bucket")
+    as_shipped = load()
+    for name, value in table.items():
+        if name not in ("BUCKET", "LOG_FORMAT"):
+            monkeypatch.setenv(f"HISTORY_{name}", value)
+    assert load() == as_shipped
+
+
+def test_every_error_is_there_with_its_status() -> None:
+    rows = re.findall(r"^\| (\d{3}) \| `(\w+)` \|", README, flags=re.MULTILINE)
+    assert {code: int(status) for status, code in rows} == STATUS
+
+
+def test_every_error_has_its_status() -> None:
+    def leaves(error: type[errors.HistoryError]) -> list[type[errors.HistoryError]]:
+        return [leaf for sub in error.__subclasses__() for leaf in leaves(sub)] or [error]
+
+    codes = {leaf.code for leaf in leaves(errors.HistoryError)}
+    assert codes | {"method_not_allowed", "internal_error"} == STATUS.keys()
+
+
+def test_the_map_names_every_module() -> None:
+    assert service.__doc__ is not None
+    modules = {path.stem for path in (ROOT / "service").glob("*.py")} - {"__init__"}
+    assert all(re.search(rf"\b{module}\b", service.__doc__) for module in modules)
