@@ -27,7 +27,7 @@ def content(size: int) -> bytes:
     return random.Random(size).randbytes(size)
 
 
-@pytest.mark.parametrize("size", [1, 100_000, PART - 1, PART, PART + 1, 2 * PART, 20 * MIB])
+@pytest.mark.parametrize("size", [1, 100_000, PART - 1, PART, PART + 1, 2 * PART, 17 * MIB])
 def test_what_goes_in_comes_out(service: Service, size: int) -> None:
     bundle = content(size)
     bundle_id = service.upload(bundle, sign(KEY, bundle)["X-HMAC"])
@@ -234,16 +234,16 @@ def test_no_such_bundle(service: Service, bundle_id: str) -> None:
 
 
 def test_too_large(serve: Serve) -> None:
-    service = serve(max_bundle_size="10MiB")
-    largest = content(10 * MIB)
+    service = serve(max_bundle_size=6 * MIB, part_size=5 * MIB)
+    largest = content(6 * MIB)
     assert service.fetch(service.upload(largest), sign(KEY, largest)).content == largest
     [stored] = service.objects()
     declared = raw_request(
-        service.url, b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 10485761\r\n\r\n"
+        service.url, b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 6291457\r\n\r\n"
     )
     assert declared.startswith(b"HTTP/1.1 413 ")
     assert b"connection: close" in declared
-    pieces = (content(MIB) for _ in range(20))
+    pieces = (content(MIB) for _ in range(7))
     sent = service.http.post("/upload", content=pieces)
     form = service.http.post("/upload", files={"file": largest + b"1"})
     for answer in (sent, form):
