@@ -2,8 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 
 import click
 
@@ -61,7 +60,8 @@ def serve(*, dev: bool = False) -> None:
         except AddressInUse as error:
             raise click.ClickException(str(error)) from error
         if dev:
-            stack.enter_context(_dev_store(config))
+            stack.enter_context(_dev_store())
+            asyncio.run(_prepare_bucket(config))
         host, port = listener.getsockname()[:2]
         url = f"http://{'localhost' if host in {'0.0.0.0', '::', '127.0.0.1'} else host}:{port}"
 
@@ -100,13 +100,9 @@ async def _prepare_bucket(config: settings.Settings) -> None:
             raise click.ClickException(str(error)) from error
 
 
-@contextmanager
-def _dev_store(config: settings.Settings) -> Iterator[None]:
+def _dev_store() -> AbstractContextManager[None]:
     try:
-        store = devstore.running()
-        with store:
-            asyncio.run(_prepare_bucket(config))
-            yield
+        return devstore.running()
     except ImportError as error:
         raise click.ClickException(
             "--dev needs moto's S3: pip install 'message-history-server[dev]'."

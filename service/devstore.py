@@ -3,7 +3,8 @@
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 BUCKET = "message-history-dev"
 
@@ -25,16 +26,19 @@ def isolate() -> None:
     }
 
 
-@contextmanager
-def running() -> Iterator[None]:
-    """Run an empty store on a free port, and point this process's botocore at it.
+def running() -> AbstractContextManager[None]:
+    """An empty store on a free port, to which this process's botocore is pointed.
 
     Needs the extra `dev`; `ImportError` without it. To be called after `isolate`.
     """
     from moto.server import ThreadedMotoServer  # noqa: PLC0415 - a heavy extra, for --dev alone
 
+    return _run(ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False))
+
+
+@contextmanager
+def _run(store: Any) -> Iterator[None]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    store = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     store.start()
     host, port = store.get_host_and_port()
     os.environ["AWS_ENDPOINT_URL_S3"] = f"http://{host}:{port}"

@@ -64,6 +64,12 @@ class Service:
         listing = self.s3.list_multipart_uploads(Bucket=self.bucket)
         return [found["Key"] for found in listing.get("Uploads", [])]
 
+    def abort_all(self) -> None:
+        for found in self.s3.list_multipart_uploads(Bucket=self.bucket).get("Uploads", []):
+            self.s3.abort_multipart_upload(
+                Bucket=self.bucket, Key=found["Key"], UploadId=found["UploadId"]
+            )
+
     def tags(self, bundle_id: str) -> dict[str, str]:
         tagging = self.s3.get_object_tagging(Bucket=self.bucket, Key=f"{self.prefix}{bundle_id}")
         return {tag["Key"]: tag["Value"] for tag in tagging["TagSet"]}

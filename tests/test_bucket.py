@@ -1,5 +1,6 @@
 """`init-bucket`'s work on every store: repeatable, and what is not its own is left alone."""
 
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -67,6 +68,22 @@ def test_the_rules_of_others_stay(store: Store, s3: Any, config: Settings) -> No
     assert lines[1].startswith("lifecycle: shortened from 31 days; bundles promised more go early")
 
 
+def test_in_the_region_that_is_set(store: Store, s3: Any, config: Settings) -> None:
+    elsewhere = replace(store, region="eu-west-3")
+    assert make_bucket(elsewhere, config)[0].endswith("created")
+    location = s3.get_bucket_location(Bucket=config.bucket)
+    assert location["LocationConstraint"] == "eu-west-3"
+
+
+def test_a_bucket_made_by_another_at_the_same_time(store: Store, config: Settings) -> None:
+    with Proxy(store.endpoint_url) as proxy:
+        proxy.faults.append(Fault("HeadBucket", Respond(404, "NoSuchBucket")))
+        make_bucket(store, config)
+        proxy.faults.append(Fault("CreateBucket", Respond(409, "BucketAlreadyOwnedByYou")))
+        racing = replace(store, endpoint_url=proxy.url)
+        assert make_bucket(racing, config)[0] == f"bucket {config.bucket}: is there"
+
+
 @pytest.mark.parametrize(
     ("operation", "line"),
     [
@@ -81,7 +98,7 @@ def test_what_a_store_lacks_is_said_and_passed_over(
     store: Store, config: Settings, operation: str, line: str, answer: Respond
 ) -> None:
     with Proxy(store.endpoint_url) as proxy:
-        lacking = Store("lacking", proxy.url, store.access_key, store.secret_key, store.region)
+        lacking = replace(store, endpoint_url=proxy.url)
         proxy.faults.append(Fault(operation, answer, times=None))
         absent = Respond(404, "ServerSideEncryptionConfigurationNotFoundError")
         proxy.faults.append(Fault("GetBucketEncryption", absent, times=None))
@@ -103,7 +120,7 @@ def test_what_is_refused_is_said_with_the_next_step(
     store: Store, config: Settings, operation: str, answer: Respond, said: str
 ) -> None:
     with Proxy(store.endpoint_url) as proxy:
-        refusing = Store("refusing", proxy.url, store.access_key, store.secret_key, store.region)
+        refusing = replace(store, endpoint_url=proxy.url)
         proxy.faults.append(Fault(operation, answer, times=None))
         with pytest.raises(BucketError, match=said):
             make_bucket(refusing, config)

@@ -166,6 +166,20 @@ def test_init_bucket_without_a_store() -> None:
     assert "Traceback" not in ended.stderr
 
 
+def test_dev_without_its_extra() -> None:
+    program = "import sys; sys.modules['moto'] = None; from service.cli import main; main()"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "serve", "--dev"],
+        env=clean_environment(HISTORY_PORT="0"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Error: --dev needs moto's S3: pip install")
+    assert ended.stderr.count("\n") == 1
+
+
 def test_help_and_version() -> None:
     assert "init-bucket" in CliRunner().invoke(main, ["--help"]).output
     version = run("--version")

@@ -128,6 +128,42 @@ def test_what_passes_is_retried_unseen(
     assert proxied.fetch(bundle_id, sign(KEY, bundle)).content == bundle
 
 
+NO_SUCH_UPLOAD = Respond(404, "NoSuchUpload")
+
+
+def test_no_such_upload_at_complete_may_be_our_own_success(proxied: Service, proxy: Proxy) -> None:
+    """Where the answer to the first try got lost: HeadObject decides."""
+    proxy.faults.append(Fault("CompleteMultipartUpload", Swallow()))
+    proxy.faults.append(Fault("CompleteMultipartUpload", NO_SUCH_UPLOAD))
+    bundle_id = proxied.upload(LARGE)
+    assert "HeadObject" in operations(proxy)
+    assert proxied.fetch(bundle_id, sign(KEY, LARGE)).content == LARGE
+
+
+def test_no_such_upload_at_complete_is_a_503_where_there_is_no_object(
+    proxied: Service, proxy: Proxy
+) -> None:
+    fault = Fault("CompleteMultipartUpload", NO_SUCH_UPLOAD)
+    refuses_and_leaves_nothing(proxied, proxy, fault, LARGE)
+
+
+def test_an_upload_that_is_gone_before_it_is_aborted(proxied: Service, proxy: Proxy) -> None:
+    proxy.faults.append(Fault("AbortMultipartUpload", NO_SUCH_UPLOAD))
+    refuses_and_leaves_nothing(proxied, proxy, Fault("UploadPart", REFUSED), LARGE)
+
+
+def test_what_cannot_be_undone_is_left_to_the_lifecycle(
+    proxied: Service, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy.faults.append(Fault("ListMultipartUploads", REFUSED))
+    proxy.faults.append(Fault("UploadPart", REFUSED))
+    assert proxied.http.post("/upload", content=LARGE).status_code == 503
+    until(lambda: "left to the bucket's lifecycle" in caplog.text)
+    for key in proxied.multipart_uploads():
+        assert key.startswith("bundles/")
+    proxied.abort_all()
+
+
 @pytest.mark.parametrize("operation", ["GetObjectTagging", "GetObject"])
 @pytest.mark.parametrize("answer", [REFUSED, DOWN, Respond(404, "NoSuchBucket")])
 def test_s3_failing_is_never_a_404(
