@@ -7,8 +7,10 @@
     api, middleware         the wire contract; what wraps every request
     storage                 bundles as S3 objects, botocore's errors translated
     problems, forms         errors as problem+json; multipart/form-data as a stream
-    bundles                 the use cases: deposit, withdraw
-    proof, record           pure: HMACs; a bundle's record ↔ object tags, expiry
+    bundles                 the use cases: deposit, withdraw, discard
+    upload                  one bundle on its way into S3, in parts
+    claim, proof            pure: what an upload says of itself; HMACs, receipts, digests
+    ranges, record          pure: ranges and conditions; a bundle's record ↔ tags, expiry
     settings, logs, errors  the environment, read once; log lines; the error tree
 
 Imports point downwards only. Who reads for the cryptography opens `proof`, for AWS `storage`.

@@ -1,10 +1,11 @@
 """The routes of the wire contract: headers in, headers out, and the bodies both ways as streams."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from email.utils import formatdate
-from typing import TypedDict
+from typing import Literal, TypedDict, overload
 from uuid import UUID
 
 from starlette.requests import ClientDisconnect, Request
@@ -14,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from service import __version__, forms
 from service.bundles import Bundles, Released
+from service.claim import Claim
 from service.errors import (
     MalformedHeader,
     MissingHeader,
@@ -21,7 +23,8 @@ from service.errors import (
     StorageUnavailable,
     UploadTimeout,
 )
-from service.proof import Proof, parse_hmac
+from service.proof import Proof, digest_field, parse_digests, parse_hmac
+from service.ranges import Wanted
 
 
 class State(TypedDict):
@@ -42,17 +45,16 @@ async def alive(_: Request[State]) -> Response:
 async def upload(request: Request[State]) -> Response:
     """`POST /upload`: the id alone, without a newline, as clients append it to a URL untrimmed."""
     bundles = request.state["bundles"]
-    hmac = _header(request, "X-HMAC")
-    if hmac is None and _header(request, "X-SIGNING-KEY") is not None:
-        raise MissingHeader("X-HMAC")
-    claimed = None if hmac is None else parse_hmac(hmac)
     content_type = _header(request, "Content-Type") or b""
-    length = _header(request, "Content-Length")
     form = forms.is_form(content_type)
+    claim = _claim(request, form=form)
+    life = _life(request, bundles.retention)
+    length = _header(request, "Content-Length")
     async with aclosing(_body(request)) as body:
         bundle_id, record = await bundles.deposit(
             forms.file_part(body, content_type) if form else body,
-            hmac=claimed,
+            claim,
+            life=life,
             length=None if length is None else int(length),
             envelope=forms.ENVELOPE if form else 0,
         )
@@ -65,20 +67,39 @@ async def upload(request: Request[State]) -> Response:
     )
 
 
+async def file(request: Request[State]) -> Response:
+    """`/files/{id}` is one route, so that a 405 names all its methods."""
+    return await (discard if request.method == "DELETE" else fetch)(request)
+
+
 async def fetch(request: Request[State]) -> Response:
     """`GET` and `HEAD /files/{id}`: everything is decided before there is a response."""
     bundles = request.state["bundles"]
+    get = request.method == "GET"
     proof = _proof(request, required=bundles.require_hmac)
+    wanted = Wanted(
+        request.headers.get("Range") if get else None,
+        request.headers.get("If-Match"),
+        request.headers.get("If-Range"),
+    )
     bundle_id = _bundle_id(request)
-    released = await bundles.withdraw(bundle_id, proof, body=request.method == "GET")
+    released = await bundles.withdraw(bundle_id, proof, wanted, body=get)
     return BundleResponse(bundle_id, released, timeout=request.state["read_timeout"])
+
+
+async def discard(request: Request[State]) -> Response:
+    """`DELETE /files/{id}`: with the proof always; done when the bundle is gone."""
+    proof = _proof(request, required=True)
+    wanted = Wanted(if_match=request.headers.get("If-Match"))
+    await request.state["bundles"].discard(_bundle_id(request), proof, wanted)
+    return Response(status_code=204)
 
 
 ROUTES = [
     Route("/", index),
     Route("/healthz", alive),
     Route("/upload", upload, methods=["POST"]),
-    Route("/files/{bundle_id}", fetch),
+    Route("/files/{bundle_id}", file, methods=["GET", "DELETE"]),
 ]
 
 
@@ -93,19 +114,23 @@ class BundleResponse(Response):
     media_type = "application/octet-stream"
 
     def __init__(self, bundle_id: UUID, released: Released, *, timeout: float) -> None:
+        stat, part = released.stat, released.part
         self._content = released.content
         self._timeout = timeout
-        super().__init__(
-            headers={
-                "Content-Length": str(released.stat.size),
-                "ETag": released.stat.etag,
-                "Last-Modified": _http_date(released.stat.modified_at),
-                "Sunset": _http_date(released.record.expires_at),
-                "Cache-Control": "private, no-store",
-                "Content-Disposition": f'attachment; filename="{bundle_id}"',
-                "X-Content-Type-Options": "nosniff",
-            }
-        )
+        headers = {
+            "Content-Length": str(stat.size if part is None else len(part)),
+            "Accept-Ranges": "bytes",
+            "ETag": stat.etag,
+            "Last-Modified": _http_date(stat.modified_at),
+            "Repr-Digest": digest_field(released.record.sha256),
+            "Sunset": _http_date(released.record.expires_at),
+            "Cache-Control": "private, no-store",
+            "Content-Disposition": f'attachment; filename="{bundle_id}"',
+            "X-Content-Type-Options": "nosniff",
+        }
+        if part is not None:
+            headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{stat.size}"
+        super().__init__(status_code=200 if part is None else 206, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._content is None:
@@ -142,6 +167,39 @@ def _header(request: Request[State], name: str) -> bytes | None:
     return values[0].strip(b" \t") if values else None
 
 
+def _claim(request: Request[State], *, form: bool) -> Claim:
+    """What an upload's headers say of it."""
+    hmac, key = _header(request, "X-HMAC"), _header(request, "X-SIGNING-KEY")
+    if key is not None and not hmac:
+        raise MissingHeader("X-HMAC")
+    if key == b"":
+        raise MissingHeader("X-SIGNING-KEY")
+    digests = []
+    for name in ("Content-Digest", "Repr-Digest"):
+        # RFC 9110, section 5.3: a list may come in several lines.
+        if lines := request.headers.getlist(name):
+            if form:
+                raise MalformedHeader(f"Send {name} with the bare bundle: it would cover the form.")
+            digests.append(parse_digests(name, ", ".join(lines).encode("latin-1")))
+    return Claim(
+        None if hmac is None else parse_hmac(hmac), key, [digest for digest in digests if digest]
+    )
+
+
+def _life(request: Request[State], retention: int) -> int | None:
+    """The seconds of `X-TTL`."""
+    value = _header(request, "X-TTL")
+    if value is None:
+        return None
+    if not re.fullmatch(rb"[0-9]{1,12}", value) or not 1 <= int(value) <= retention:
+        raise MalformedHeader(f"X-TTL must be whole seconds, from 1 to {retention}.")
+    return int(value)
+
+
+@overload
+def _proof(request: Request[State], *, required: Literal[True]) -> Proof: ...
+@overload
+def _proof(request: Request[State], *, required: bool) -> Proof | None: ...
 def _proof(request: Request[State], *, required: bool) -> Proof | None:
     """Both proof headers, or neither where that is enough to go on with."""
     hmac, key = _header(request, "X-HMAC"), _header(request, "X-SIGNING-KEY")

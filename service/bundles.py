@@ -1,21 +1,19 @@
-"""The use cases: a bundle is deposited, and withdrawn by who can prove its HMAC.
+"""The use cases: a bundle is deposited, and withdrawn or discarded by who can prove its HMAC.
 
-A deposit streams into S3 one part at a time: a bundle of up to one part is one PutObject, a larger
-one a multipart upload whose next part is received while the last one is sent. A withdrawal decides
-everything before it hands out the first byte. This module owns the `Storage` it needs; it knows
-neither HTTP nor botocore.
+A withdrawal decides everything before it hands out the first byte, and `Bundles._proven` is the one
+place that does. This module owns the `Storage` it needs; it knows neither HTTP nor botocore.
 """
 
 import asyncio
-import hashlib
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
-from uuid import UUID, uuid4
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+from uuid import UUID
 
+from service.claim import Arrival, Claim
 from service.errors import (
     BundleTooLarge,
     EmptyBundle,
@@ -24,14 +22,21 @@ from service.errors import (
     NotFound,
     StorageUnavailable,
 )
-from service.proof import Proof, Verification, same
+from service.proof import Proof, Verification, receipt, same
+from service.ranges import Stat, Wanted
 from service.record import BundleRecord, expiry
+from service.upload import Sink, Upload
 
 _log = logging.getLogger(__name__)
-_T = TypeVar("_T")
 
 CLEANUP_TIMEOUT = 5.0
 """Seconds that `Bundles.close` waits for clean-ups; what is left then, the lifecycle sweeps."""
+
+RECEIPT_TIMEOUT = 5.0
+"""Seconds that a download's last bytes wait for its receipt to be written."""
+
+DELETE_ROUNDS = 10
+"""How often a delete is repeated while S3 still has the object."""
 
 
 class Content(Protocol):
@@ -41,15 +46,6 @@ class Content(Protocol):
     async def aclose(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
-    """What S3 knows of an object: `size` in bytes, `etag` in quotes, `modified_at` in Unix time."""
-
-    size: int
-    etag: str
-    modified_at: float
-
-
 class StoredObject(Content, Protocol):
     """An object opened for reading; iterating fails with `StorageUnavailable` if S3 breaks off."""
 
@@ -57,36 +53,32 @@ class StoredObject(Content, Protocol):
     def stat(self) -> Stat: ...
 
 
-class Storage(Protocol):
+class Storage(Sink, Protocol):
     """The part of S3 that bundles need. Every call may raise `StorageUnavailable`."""
 
-    async def put(self, bundle_id: UUID, body: memoryview, tags: Mapping[str, str]) -> None: ...
-    async def create_upload(self, bundle_id: UUID) -> str: ...
-    async def upload_part(
-        self, bundle_id: UUID, upload: str, number: int, body: memoryview
-    ) -> str: ...
-    async def complete_upload(self, bundle_id: UUID, upload: str, etags: list[str]) -> None: ...
-    async def abort_uploads(self, bundle_id: UUID) -> None: ...
-    async def put_tags(self, bundle_id: UUID, tags: Mapping[str, str]) -> None: ...
     async def get_tags(self, bundle_id: UUID) -> Mapping[str, str]:
         """`NotFound` if there is no object."""
 
     async def head(self, bundle_id: UUID) -> Stat:
         """`NotFound` if there is no object."""
 
-    async def open(self, bundle_id: UUID, *, etag: str | None = None) -> StoredObject:
-        """`NotFound` if there is no object, or none with this ETag."""
+    async def open(
+        self, bundle_id: UUID, *, etag: str | None = None, part: range | None = None
+    ) -> StoredObject:
+        """Open all of an object or a part of its bytes; `stat` tells of all of it.
 
-    async def delete(self, bundle_id: UUID) -> None: ...
+        `NotFound` if there is no object, or none with this ETag.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """A bundle whose proof holds. `content` is `None` where only its headers were asked for."""
+    """A bundle whose proof holds: `part` of it, or all. `content` is `None` for HEAD."""
 
     record: BundleRecord
     stat: Stat
     content: Content | None
+    part: range | None = None
 
 
 class Bundles:
@@ -96,7 +88,7 @@ class Bundles:
     refuses those who present no proof even where a bundle was uploaded without an HMAC.
     """
 
-    def __init__(  # noqa: PLR0913 - the settings of section 5, each by its name
+    def __init__(  # noqa: PLR0913 - the settings, each by its name
         self,
         storage: Storage,
         *,
@@ -106,50 +98,55 @@ class Bundles:
         require_hmac: bool,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self.limit = limit
+        self.retention = retention
+        self.require_hmac = require_hmac
         self._storage = storage
         self._part_size = part_size
-        self._limit = limit
-        self._retention = retention
         self._clock = clock
-        self._cleanups: set[asyncio.Task[None]] = set()
-        self.require_hmac = require_hmac
+        self._background: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Wait for running clean-ups, for at most `CLEANUP_TIMEOUT`."""
-        if self._cleanups:
-            await asyncio.wait(self._cleanups, timeout=CLEANUP_TIMEOUT)
+        """Wait for what runs in the background, for at most `CLEANUP_TIMEOUT`."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=CLEANUP_TIMEOUT)
 
     async def deposit(
         self,
         chunks: AsyncIterator[bytes],
+        claim: Claim,
         *,
-        hmac: str | None = None,
+        life: int | None = None,
         length: int | None = None,
         envelope: int = 0,
     ) -> tuple[UUID, BundleRecord]:
-        """Store a bundle; when this returns, every replica can read it.
+        """Store a bundle for `life` seconds; when this returns, every replica can read it.
 
         `length` is how many bytes were declared, up to `envelope` of them around the bundle. Raises
-        `BundleTooLarge`, `EmptyBundle`, `StorageUnavailable`, and whatever `chunks` raises; after
-        any of these, or a cancellation, what had reached S3 is removed in the background.
+        `BundleTooLarge`, `EmptyBundle`, `DigestMismatch`, `HmacMismatch`, `StorageUnavailable`, and
+        whatever `chunks` raises; after any of these, or a cancellation, what had reached S3 is
+        removed in the background.
         """
-        if length is not None and length - envelope > self._limit:
-            raise BundleTooLarge(self._limit)
-        started, sha256 = self._clock(), hashlib.sha256()
+        if length is not None and length - envelope > self.limit:
+            raise BundleTooLarge(self.limit)
+        started, arrival = self._clock(), Arrival(claim)
         first_part = self._part_size if length is None else min(length, self._part_size)
-        upload = _Upload(self._storage, first_part, self._part_size)
+        upload = Upload(self._storage, first_part=first_part, part_size=self._part_size)
         try:
             async for chunk in chunks:
-                if upload.size + len(chunk) > self._limit:
-                    raise BundleTooLarge(self._limit)
-                sha256.update(chunk)
+                if upload.size + len(chunk) > self.limit:
+                    raise BundleTooLarge(self.limit)
+                arrival.update(chunk)
                 await upload.write(chunk)
             if not upload.size:
                 raise EmptyBundle
-            ends = expiry(
-                started=started, now=self._clock(), life=self._retention, retention=self._retention
+            expires_at = expiry(
+                started=started,
+                now=self._clock(),
+                life=self.retention if life is None else life,
+                retention=self.retention,
             )
-            record = BundleRecord(sha256.hexdigest(), ends, hmac)
+            record = arrival.record(upload.bundle_id, expires_at)
             await upload.finish(record.to_tags())
         except BaseException:
             self._in_background(upload.undo())
@@ -157,12 +154,53 @@ class Bundles:
         return upload.bundle_id, record
 
     async def withdraw(
-        self, bundle_id: UUID, proof: Proof | None, *, body: bool = True
+        self, bundle_id: UUID, proof: Proof | None, wanted: Wanted, *, body: bool = True
     ) -> Released:
-        """Release a bundle, or raise: the only place where that is decided.
+        """Release what is `wanted` of a bundle, or with no `body` what is known of it.
 
-        Where `body` is wanted, the caller closes `content`. Raises `NotFound`, `MissingHeader`,
-        `InvalidHmac`, `StorageUnavailable`.
+        The caller closes `content`. Raises `NotFound`, `MissingHeader`, `InvalidHmac`,
+        `PreconditionFailed`, `RangeNotSatisfiable`, `StorageUnavailable`.
+        """
+        record, seen = await self._proven(bundle_id, proof, keep=body)
+        noting = None
+        if seen is not None and proof is not None and record.hmac is not None:
+            record = replace(record, receipt=receipt(proof, bundle_id))
+            noting = self._in_background(self._note(bundle_id, record))
+        if not body:
+            if noting is not None:
+                await asyncio.wait([noting], timeout=RECEIPT_TIMEOUT)
+            stat = seen.stat if seen else await self._storage.head(bundle_id)
+            wanted.of(stat)
+            return Released(record, stat, None)
+        stat, content, part = await self._content(bundle_id, wanted, seen)
+        if noting is not None:
+            content = _HoldingLast(content, noting)
+        return Released(record, stat, content, part)
+
+    async def discard(self, bundle_id: UUID, proof: Proof, wanted: Wanted) -> None:
+        """Remove a bundle for every replica; when this returns, it is gone.
+
+        Raises what `withdraw` does. S3 is asked until it says so: on Ceph a tag that is being
+        written while an object is deleted can bring it back.
+        """
+        _, seen = await self._proven(bundle_id, proof, keep=False)
+        if wanted.if_match is not None:
+            wanted.of(seen.stat if seen else await self._storage.head(bundle_id))
+        for _ in range(DELETE_ROUNDS):
+            await self._storage.delete(bundle_id)
+            try:
+                await self._storage.head(bundle_id)
+            except NotFound:
+                return
+        raise StorageUnavailable
+
+    async def _proven(
+        self, bundle_id: UUID, proof: Proof | None, *, keep: bool
+    ) -> tuple[BundleRecord, "_Seen | None"]:
+        """Decide whether a bundle is released: it is, unless this raises.
+
+        Where neither the record nor its receipt decides, the whole bundle is read; what of it was
+        `_Seen` comes back, with its bytes if they are to be kept and fit in one part.
         """
         record = BundleRecord.from_tags(await self._storage.get_tags(bundle_id))
         if record is None or record.expired(self._clock()):
@@ -170,139 +208,93 @@ class Bundles:
         if proof is None:
             if self.require_hmac or record.hmac is not None:
                 raise MissingHeader("X-HMAC")
-            return await self._open(bundle_id, record, body=body)
+            return record, None
         if record.hmac is not None and not same(record.hmac, proof.hmac):
             raise InvalidHmac
-        return await self._verified(bundle_id, record, proof, body=body)
-
-    async def _verified(
-        self, bundle_id: UUID, record: BundleRecord, proof: Proof, *, body: bool
-    ) -> Released:
-        """Read the whole bundle to check its proof; up to one part of it is kept and released."""
+        if record.receipt is not None:
+            if not same(record.receipt, receipt(proof, bundle_id)):
+                raise InvalidHmac
+            return record, None
         verification, held = Verification(proof.key), list[bytes]()
         async with aclosing(await self._storage.open(bundle_id)) as stored:
-            stat = stored.stat
-            keep = body and stat.size <= self._part_size
+            keep = keep and stored.stat.size <= self._part_size
             async for chunk in stored:
                 verification.update(chunk)
                 if keep:
                     held.append(chunk)
         if not verification.holds(proof.hmac):
             raise InvalidHmac
-        if body and not keep:
-            return await self._open(bundle_id, record, body=True, etag=stat.etag)
-        return Released(record, stat, _Held(held) if body else None)
+        return record, _Seen(stored.stat, held if keep else None)
 
-    async def _open(
-        self, bundle_id: UUID, record: BundleRecord, *, body: bool, etag: str | None = None
-    ) -> Released:
-        if not body:
-            return Released(record, await self._storage.head(bundle_id), None)
-        stored = await self._storage.open(bundle_id, etag=etag)
-        return Released(record, stored.stat, stored)
+    async def _content(
+        self, bundle_id: UUID, wanted: Wanted, seen: "_Seen | None"
+    ) -> tuple[Stat, Content, range | None]:
+        """What is wanted of a released bundle, out of memory or out of S3."""
+        if seen is None and wanted.unconditional:
+            stored = await self._storage.open(bundle_id)
+            return stored.stat, stored, None
+        stat = seen.stat if seen else await self._storage.head(bundle_id)
+        part = wanted.of(stat)
+        if seen is not None and seen.held is not None:
+            return stat, _Held(seen.held, part or range(stat.size)), part
+        return stat, await self._storage.open(bundle_id, etag=stat.etag, part=part), part
 
-    def _in_background(self, cleanup: Coroutine[Any, Any, None]) -> None:
+    async def _note(self, bundle_id: UUID, record: BundleRecord) -> None:
+        """Keep a receipt, if it can be: without one the next download reads the bundle again."""
+        try:
+            await self._storage.put_tags(bundle_id, record.to_tags())
+        except (NotFound, StorageUnavailable):
+            _log.warning("a receipt could not be kept")
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run to its end what must not be cancelled with the request it belongs to."""
-        task = asyncio.create_task(cleanup)
-        self._cleanups.add(task)
-        task.add_done_callback(self._cleanups.discard)
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A bundle that was read to check its proof; `held` where its bytes were kept."""
+
+    stat: Stat
+    held: list[bytes] | None
 
 
 class _Held:
-    """A verified bundle that is in memory already."""
+    """A part of a verified bundle that is in memory already."""
 
-    def __init__(self, chunks: list[bytes]) -> None:
+    def __init__(self, chunks: list[bytes], part: range) -> None:
         self._chunks = chunks
+        self._part = part
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        start, stop = self._part.start, self._part.stop
         for chunk in self._chunks:
-            yield chunk
+            if piece := chunk[max(start, 0) : max(stop, 0)]:
+                yield piece
+            start, stop = start - len(chunk), stop - len(chunk)
 
     async def aclose(self) -> None:
         self._chunks.clear()
 
 
-class _Upload:
-    """One bundle on its way into S3, in at most two part buffers: one fills while one is sent."""
+class _HoldingLast:
+    """Content whose last bytes wait until something is done, or for `RECEIPT_TIMEOUT`."""
 
-    def __init__(self, storage: Storage, first_part: int, part_size: int) -> None:
-        self.bundle_id = uuid4()
-        self.size = 0
-        self._storage = storage
-        self._part_size = part_size
-        self._buffer = memoryview(bytearray(first_part))
-        self._spare: memoryview | None = None
-        self._filled = 0
-        self._upload: str | None = None
-        self._etags: list[str] = []
-        self._sending: asyncio.Task[str] | None = None
-        self._making: asyncio.Future[Any] | None = None
+    def __init__(self, content: Content, until: asyncio.Task[None]) -> None:
+        self._content = content
+        self._until = until
 
-    async def write(self, chunk: bytes) -> None:
-        """Take the next bytes of the bundle; a full part is sent off only when more comes."""
-        rest = memoryview(chunk)
-        while rest:
-            if self._filled == len(self._buffer):
-                await self._send_part()
-            taken = min(len(rest), len(self._buffer) - self._filled)
-            self._buffer[self._filled : self._filled + taken] = rest[:taken]
-            self._filled += taken
-            self.size += taken
-            rest = rest[taken:]
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        last = b""
+        async for chunk in self._content:
+            if last:
+                yield last
+            last = chunk
+        await asyncio.wait([self._until], timeout=RECEIPT_TIMEOUT)
+        yield last
 
-    async def finish(self, tags: Mapping[str, str]) -> None:
-        """Make the object, whole and tagged.
-
-        A multipart object gets its tags after it is complete, as some stores drop those that are
-        given when it is created; its id is told to nobody before.
-        """
-        if self._upload is None:
-            await self._make(self._storage.put(self.bundle_id, self._buffer[: self._filled], tags))
-            return
-        await self._send_part()
-        await self._part_sent()
-        await self._make(self._storage.complete_upload(self.bundle_id, self._upload, self._etags))
-        await self._make(self._storage.put_tags(self.bundle_id, tags))
-
-    async def undo(self) -> None:
-        """Leave nothing in S3, whatever of it had been begun."""
-        if self._sending is not None:
-            self._sending.cancel()
-        await asyncio.gather(
-            *(task for task in (self._sending, self._making) if task is not None),
-            return_exceptions=True,
-        )
-        if self._making is None:
-            return
-        try:
-            await self._storage.abort_uploads(self.bundle_id)
-            await self._storage.delete(self.bundle_id)
-        except StorageUnavailable:
-            _log.warning("an upload that failed is left to the bucket's lifecycle")
-
-    async def _send_part(self) -> None:
-        if self._upload is None:
-            self._upload = await self._make(self._storage.create_upload(self.bundle_id))
-        await self._part_sent()
-        body = self._buffer[: self._filled]
-        self._sending = asyncio.create_task(
-            self._storage.upload_part(self.bundle_id, self._upload, len(self._etags) + 1, body)
-        )
-        self._buffer, self._spare = (
-            self._spare or memoryview(bytearray(self._part_size)),
-            self._buffer,
-        )
-        self._filled = 0
-
-    async def _part_sent(self) -> None:
-        if self._sending is not None:
-            self._etags.append(await self._sending)
-            self._sending = None
-
-    async def _make(self, call: Coroutine[Any, Any, _T]) -> _T:
-        """Await a call that makes something in S3, but do not let a cancellation cut it short.
-
-        Cut short, it might take effect after `undo`, which therefore waits for it.
-        """
-        self._making = making = asyncio.ensure_future(call)
-        return await asyncio.shield(making)
+    async def aclose(self) -> None:
+        await self._content.aclose()

@@ -5,8 +5,10 @@ The tree:
     HistoryError
     ├── MissingHeader, MalformedHeader, MalformedForm, EmptyBundle    the request is not right
     ├── InvalidHmac                                                  the proof does not hold
+    ├── PreconditionFailed, RangeNotSatisfiable                      it holds, but not so
     ├── NotFound                                                     no bundle to be had there
     ├── BundleTooLarge, UploadTimeout                                the upload was given up
+    ├── DigestMismatch, HmacMismatch                                 it is not what was announced
     └── StorageUnavailable                                           S3 failed; nothing is known
 
     SettingsError, AddressInUse, BucketError                         said at the command line
@@ -88,6 +90,37 @@ class UploadTimeout(HistoryError):
 
     code = "upload_timeout"
     sentence = "The upload stalled and was dropped: send it again."
+
+
+class DigestMismatch(HistoryError):
+    """What arrived does not have the SHA-256 of `Content-Digest` or `Repr-Digest`."""
+
+    code = "digest_mismatch"
+    sentence = "What arrived does not have the digest that was sent with it: upload it again."
+
+
+class HmacMismatch(HistoryError):
+    """What arrived does not have the HMAC `X-HMAC` under the key that came along."""
+
+    code = "hmac_mismatch"
+    sentence = "What arrived does not have this X-HMAC under this X-SIGNING-KEY: upload it again."
+
+
+class PreconditionFailed(HistoryError):
+    """`If-Match` names another bundle."""
+
+    code = "precondition_failed"
+    sentence = "The bundle is not the one that If-Match names: fetch it anew, from its start."
+
+
+class RangeNotSatisfiable(HistoryError):
+    """The range begins behind the bundle's end; `size` is in bytes."""
+
+    code = "range_not_satisfiable"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"The bundle is {size} bytes long: ask for a range within it.")
+        self.size = size
 
 
 class StorageUnavailable(HistoryError):

@@ -10,6 +10,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+REQUEST_HEADERS = (
+    *("Content-Type", "X-HMAC", "X-SIGNING-KEY", "X-TTL", "Content-Digest", "Repr-Digest"),
+    *("Range", "If-Match", "If-Range"),
+)
+RESPONSE_HEADERS = (
+    *("Location", "Sunset", "ETag", "Last-Modified", "Repr-Digest", "Accept-Ranges"),
+    *("Content-Range", "Content-Length", "Content-Disposition", "Retry-After", "Allow"),
+    "WWW-Authenticate",
+)
+
 LINGER = 2.0
 """Seconds for which a body is read and dropped after an answer that came before its end."""
 
@@ -22,8 +32,8 @@ def wrap(app: ASGIApp, *, cors_origins: Sequence[str]) -> ASGIApp:
         Linger(Paths(app)),
         allow_origins=cors_origins,
         allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
-        allow_headers=["Content-Type", "X-HMAC", "X-SIGNING-KEY"],
-        expose_headers=["Content-Disposition", "ETag", "Location", "Retry-After", "Sunset"],
+        allow_headers=REQUEST_HEADERS,
+        expose_headers=RESPONSE_HEADERS,
         max_age=3600,
     )
     return RequestLog(cors)

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ExceptionHandler
 
-from service.errors import HistoryError
+from service.errors import HistoryError, RangeNotSatisfiable
 
 STATUS = {
     "missing_header": 400,
@@ -24,7 +24,11 @@ STATUS = {
     "not_found": 404,
     "method_not_allowed": 405,
     "upload_timeout": 408,
+    "precondition_failed": 412,
     "bundle_too_large": 413,
+    "range_not_satisfiable": 416,
+    "digest_mismatch": 422,
+    "hmac_mismatch": 422,
     "internal_error": 500,
     "storage_unavailable": 503,
 }
@@ -63,7 +67,10 @@ def problem(code: str, detail: str, headers: Mapping[str, str] | None = None) ->
 
 async def _history_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HistoryError)
-    return problem(error.code, error.detail)
+    headers = {}
+    if isinstance(error, RangeNotSatisfiable):
+        headers["Content-Range"] = f"bytes */{error.size}"
+    return problem(error.code, error.detail, headers)
 
 
 async def _routing_error(_: Request, error: Exception) -> Response:

@@ -14,19 +14,23 @@ _UNIX_SECONDS = re.compile(r"[0-9]{1,12}")
 
 @dataclass(frozen=True, slots=True)
 class BundleRecord:
-    """A bundle's SHA-256 and HMAC-SHA256 (64 lower-case hex digits) and its end (Unix seconds).
+    """A bundle's SHA-256, HMAC-SHA256 and receipt (64 lower-case hex digits), its end (Unix time).
 
-    Without an `hmac` nothing was claimed at upload. `ValueError` if a field has another shape.
+    Without an `hmac` nothing was claimed at upload; a `receipt` stands only beside one.
+    `ValueError` if a field has another shape.
     """
 
     sha256: str
     expires_at: int
     hmac: str | None = None
+    receipt: str | None = None
 
     def __post_init__(self) -> None:
-        for digest in (self.sha256, self.hmac):
+        for digest in (self.sha256, self.hmac, self.receipt):
             if digest is not None and not _SHA256_HEX.fullmatch(digest):
                 raise ValueError("not 64 lower-case hex digits")
+        if self.receipt is not None and self.hmac is None:
+            raise ValueError("a receipt without an HMAC")
 
     @classmethod
     def from_tags(cls, tags: Mapping[str, str]) -> Self | None:
@@ -39,7 +43,12 @@ class BundleRecord:
         if not _UNIX_SECONDS.fullmatch(expires_at):
             return None
         try:
-            return cls(tags.get("sha256", ""), int(expires_at), tags.get("hmac-sha256"))
+            return cls(
+                tags.get("sha256", ""),
+                int(expires_at),
+                tags.get("hmac-sha256"),
+                tags.get("receipt"),
+            )
         except ValueError:
             return None
 
@@ -47,6 +56,8 @@ class BundleRecord:
         tags = {"sha256": self.sha256, "expires-at": str(self.expires_at)}
         if self.hmac is not None:
             tags["hmac-sha256"] = self.hmac
+        if self.receipt is not None:
+            tags["receipt"] = self.receipt
         return tags
 
     def expired(self, now: float) -> bool:

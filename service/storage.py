@@ -22,8 +22,8 @@ from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.handlers import add_expect_header
 
-from service.bundles import Stat
 from service.errors import NotFound, StorageUnavailable
+from service.ranges import Stat
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -200,11 +200,15 @@ class S3Storage:
             head = await self._client.head_object(Bucket=self._bucket, Key=self._key(bundle_id))
         return _stat(head)
 
-    async def open(self, bundle_id: UUID, *, etag: str | None = None) -> StoredObject:
-        """GetObject, pinned with If-Match where an ETag is given."""
+    async def open(
+        self, bundle_id: UUID, *, etag: str | None = None, part: range | None = None
+    ) -> StoredObject:
+        """GetObject, with If-Match where an ETag is given and Range where a part is wanted."""
         request: GetObjectRequestTypeDef = {"Bucket": self._bucket, "Key": self._key(bundle_id)}
         if etag is not None:
             request["IfMatch"] = etag
+        if part is not None:
+            request["Range"] = f"bytes={part.start}-{part.stop - 1}"
         with _translated("GetObject"):
             got = await self._client.get_object(**request)
         return StoredObject(got)
@@ -237,7 +241,10 @@ class StoredObject:
 
 
 def _stat(answer: GetObjectOutputTypeDef | HeadObjectOutputTypeDef) -> Stat:
-    return Stat(answer["ContentLength"], answer["ETag"], answer["LastModified"].timestamp())
+    """Of the whole object, also where the answer is of a part of it."""
+    whole = answer.get("ContentRange", "").rpartition("/")[2]
+    size = int(whole) if whole else answer["ContentLength"]
+    return Stat(size, answer["ETag"], answer["LastModified"].timestamp())
 
 
 class _Part:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from service.bundles import Bundles
+from service.claim import Claim
 from service.storage import S3Storage, connect
 from tests.conftest import Service, aws_environment
 from tests.stores import Store
@@ -75,7 +76,7 @@ def test_a_part_is_sent_while_the_next_one_arrives(store: Store, service: Servic
     """Were it not, the whole of the second part would wait for the first one's answer, for ever."""
 
     async def test(bundles: Bundles, storage: Held) -> None:
-        await bundles.deposit(pieces(10, storage))
+        await bundles.deposit(pieces(10, storage), Claim())
 
     run(store, service, test)
 
@@ -85,7 +86,7 @@ def test_a_cancelled_deposit_leaves_nothing(store: Store, service: Service, mebi
     """Not even what S3 had done already when the deposit was cancelled, but not yet answered."""
 
     async def test(bundles: Bundles, storage: Held) -> None:
-        deposit = asyncio.create_task(bundles.deposit(pieces(mebibytes)))
+        deposit = asyncio.create_task(bundles.deposit(pieces(mebibytes), Claim()))
         await storage.reached.wait()
         deposit.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -104,7 +105,7 @@ def test_a_deposit_cancelled_in_its_last_call_leaves_nothing(
 
     async def test(bundles: Bundles, storage: Held) -> None:
         storage.holds = {"complete_upload"}
-        deposit = asyncio.create_task(bundles.deposit(pieces(11)))
+        deposit = asyncio.create_task(bundles.deposit(pieces(11), Claim()))
         await storage.reached.wait()
         assert service.objects()
         deposit.cancel()

@@ -65,6 +65,9 @@ def test_the_fewest_requests(proxied: Service, proxy: Proxy) -> None:
     assert operations(proxy) == ["PutObject"]
     proxy.requests.clear()
     assert proxied.fetch(small, sign(KEY, SMALL)).content == SMALL
+    assert operations(proxy) == ["GetObjectTagging", "GetObject", "PutObjectTagging"]
+    proxy.requests.clear()
+    assert proxied.fetch(small, sign(KEY, SMALL)).content == SMALL
     assert operations(proxy) == ["GetObjectTagging", "GetObject"]
     proxy.requests.clear()
 

@@ -168,7 +168,7 @@ def test_the_quiet_paths(service: Service) -> None:
             assert service.http.request(method, path).status_code == 200
     answer = service.http.put("/files/x")
     assert (answer.status_code, answer.json()["code"]) == (405, "method_not_allowed")
-    assert set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD"}
+    assert set(answer.headers["Allow"].split(", ")) == {"GET", "HEAD", "DELETE"}
     assert service.http.get("/elsewhere").json()["code"] == "not_found"
 
 

@@ -1,0 +1,115 @@
+"""One bundle on its way into S3: a PutObject, or parts of which one is sent while one fills."""
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping
+from typing import Any, Protocol, TypeVar
+from uuid import UUID, uuid4
+
+from service.errors import StorageUnavailable
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class Sink(Protocol):
+    """The part of S3 that an upload needs. Every call may raise `StorageUnavailable`."""
+
+    async def put(self, bundle_id: UUID, body: memoryview, tags: Mapping[str, str]) -> None: ...
+    async def create_upload(self, bundle_id: UUID) -> str: ...
+    async def upload_part(
+        self, bundle_id: UUID, upload: str, number: int, body: memoryview
+    ) -> str: ...
+    async def complete_upload(self, bundle_id: UUID, upload: str, etags: list[str]) -> None: ...
+    async def abort_uploads(self, bundle_id: UUID) -> None: ...
+    async def put_tags(self, bundle_id: UUID, tags: Mapping[str, str]) -> None: ...
+    async def delete(self, bundle_id: UUID) -> None: ...
+
+
+class Upload:
+    """`write` and `finish`, or `undo` after anything else; at most two part buffers are held.
+
+    `first_part` and `part_size` are bytes, the first one less only for a bundle that fits in it.
+    """
+
+    def __init__(self, sink: Sink, *, first_part: int, part_size: int) -> None:
+        self.bundle_id = uuid4()
+        self.size = 0
+        self._sink = sink
+        self._part_size = part_size
+        self._buffer = memoryview(bytearray(first_part))
+        self._spare: memoryview | None = None
+        self._filled = 0
+        self._upload: str | None = None
+        self._etags: list[str] = []
+        self._sending: asyncio.Task[str] | None = None
+        self._making: asyncio.Future[Any] | None = None
+
+    async def write(self, chunk: bytes) -> None:
+        """Take the next bytes of the bundle; a full part is sent off only when more comes."""
+        rest = memoryview(chunk)
+        while rest:
+            if self._filled == len(self._buffer):
+                await self._send_part()
+            taken = min(len(rest), len(self._buffer) - self._filled)
+            self._buffer[self._filled : self._filled + taken] = rest[:taken]
+            self._filled += taken
+            self.size += taken
+            rest = rest[taken:]
+
+    async def finish(self, tags: Mapping[str, str]) -> None:
+        """Make the object, whole and tagged.
+
+        A multipart object gets its tags after it is complete, as some stores drop those that are
+        given when it is created; its id is told to nobody before.
+        """
+        if self._upload is None:
+            await self._make(self._sink.put(self.bundle_id, self._buffer[: self._filled], tags))
+            return
+        await self._send_part()
+        await self._part_sent()
+        await self._make(self._sink.complete_upload(self.bundle_id, self._upload, self._etags))
+        await self._make(self._sink.put_tags(self.bundle_id, tags))
+
+    async def undo(self) -> None:
+        """Leave nothing in S3, whatever of it had been begun."""
+        if self._sending is not None:
+            self._sending.cancel()
+        await asyncio.gather(
+            *(task for task in (self._sending, self._making) if task is not None),
+            return_exceptions=True,
+        )
+        if self._making is None:
+            return
+        try:
+            await self._sink.abort_uploads(self.bundle_id)
+            await self._sink.delete(self.bundle_id)
+        except StorageUnavailable:
+            _log.warning("an upload that failed is left to the bucket's lifecycle")
+
+    async def _send_part(self) -> None:
+        if self._upload is None:
+            self._upload = await self._make(self._sink.create_upload(self.bundle_id))
+        await self._part_sent()
+        body = self._buffer[: self._filled]
+        self._sending = asyncio.create_task(
+            self._sink.upload_part(self.bundle_id, self._upload, len(self._etags) + 1, body)
+        )
+        self._buffer, self._spare = (
+            self._spare or memoryview(bytearray(self._part_size)),
+            self._buffer,
+        )
+        self._filled = 0
+
+    async def _part_sent(self) -> None:
+        if self._sending is not None:
+            self._etags.append(await self._sending)
+            self._sending = None
+
+    async def _make(self, call: Coroutine[Any, Any, _T]) -> _T:
+        """Await a call that makes something in S3, but do not let a cancellation cut it short.
+
+        Cut short, it might take effect after `undo`, which therefore waits for it.
+        """
+        self._making = making = asyncio.ensure_future(call)
+        return await asyncio.shield(making)
