@@ -1,9 +1,24 @@
 """The pure part of the proof."""
 
+import base64
+import hashlib
+import hmac
+from uuid import UUID
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.errors import MalformedHeader
-from service.proof import Proof, Verification, parse_hmac, same
+from service.proof import (
+    Proof,
+    Verification,
+    digest_field,
+    parse_digests,
+    parse_hmac,
+    receipt,
+    same,
+)
 
 # RFC 4231, test case 2.
 KEY, DATA = b"Jefe", b"what do ya want for nothing?"
@@ -49,3 +64,78 @@ def test_same() -> None:
 
 def test_a_proof_does_not_show_its_key() -> None:
     assert "secret" not in repr(Proof(HMAC, b"secret"))
+
+
+def test_a_receipt_is_what_the_design_says() -> None:
+    bundle_id = UUID("6f1bd34b-7e51-4ffb-89a1-b14364af956c")
+    message = f"xmtp-history-receipt-v1\0{bundle_id}\0{HMAC}".encode()
+    expected = hmac.new(KEY, message, "sha256").hexdigest()
+    assert receipt(Proof(HMAC, KEY), bundle_id) == expected
+    for other in (Proof(HMAC, b"other"), Proof("0" * 64, KEY)):
+        assert receipt(other, bundle_id) != expected
+    assert receipt(Proof(HMAC, KEY), UUID(int=1)) != expected
+
+
+DIGEST = hashlib.sha256(DATA)
+FIELD = f"sha-256=:{base64.b64encode(DIGEST.digest()).decode()}:"
+OTHER = f"sha-256=:{base64.b64encode(bytes(32)).decode()}:"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        FIELD,
+        FIELD.replace("=:", ":").replace(":", "=:", 1),
+        f"sha-512=:AAAA:, {FIELD}",
+        f"{FIELD},sha-512=:AAAA:",
+        f"{FIELD} ,\t md5=:AA==:",
+        f"{FIELD};parameter=1",
+        f"{OTHER}, {FIELD}",
+    ],
+)
+def test_parse_digests(value: str) -> None:
+    assert parse_digests("Repr-Digest", value.encode()) == DIGEST.hexdigest()
+
+
+@pytest.mark.parametrize("value", ["sha-512=:AAAA:", "unixsum=:AA==:", "xsha-256=:AAAA:"])
+def test_unknown_algorithms_are_ignored(value: str) -> None:
+    assert parse_digests("Repr-Digest", value.encode()) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "sha-256",
+        "sha-256=",
+        f"sha-256={DIGEST.hexdigest()}",
+        f"SHA-256=:{'A' * 43}=:",
+        "sha-256=:AAAA:",
+        "sha-256=::",
+        f"sha-256=:{'A' * 42}:",
+        f"sha-256=:{'A' * 44}:",
+        f"sha-256=:{'A' * 42}_=:",
+        f"{FIELD},",
+        f",{FIELD}",
+        f"{FIELD} {FIELD}",
+        f"{FIELD}; a, b",
+        "sha-256=1",
+        "sha-256=:é:",
+    ],
+)
+def test_bad_digests(value: str) -> None:
+    with pytest.raises(MalformedHeader):
+        parse_digests("Content-Digest", value.encode())
+
+
+@given(st.binary(max_size=60) | st.text("sha-256=:;,A \t", max_size=60).map(str.encode))
+def test_any_digest_header_is_read_or_refused(value: bytes) -> None:
+    try:
+        digest = parse_digests("Repr-Digest", value)
+    except MalformedHeader:
+        return
+    assert digest is None or parse_digests("", digest_field(digest).encode()) == digest
+
+
+def test_digest_field() -> None:
+    assert digest_field(DIGEST.hexdigest()) == FIELD

@@ -6,13 +6,17 @@ from hypothesis import strategies as st
 
 from service.record import DAY, BundleRecord, expiry, lifecycle_days
 
-A, B = "a" * 64, "b" * 64
+A, B, C = "a" * 64, "b" * 64, "c" * 64
 
 RECORDS = [
     (BundleRecord(A, 1_800_000_000), {"sha256": A, "expires-at": "1800000000"}),
     (
         BundleRecord(A, 1_800_000_000, B),
         {"sha256": A, "expires-at": "1800000000", "hmac-sha256": B},
+    ),
+    (
+        BundleRecord(A, 1_800_000_000, B, C),
+        {"sha256": A, "expires-at": "1800000000", "hmac-sha256": B, "receipt": C},
     ),
 ]
 
@@ -39,10 +43,13 @@ def test_both_ways(record: BundleRecord, tags: dict[str, str]) -> None:
         {"hmac-sha256": ""},
         {"hmac-sha256": B.upper()},
         {"hmac-sha256": B + "\n"},
+        {"hmac-sha256": None},
+        {"receipt": ""},
+        {"receipt": C.upper()},
     ],
 )
 def test_damaged_tags_are_no_bundle(damage: dict[str, str | None]) -> None:
-    tags = {**RECORDS[1][1], **damage}
+    tags = {**RECORDS[2][1], **damage}
     assert BundleRecord.from_tags({k: v for k, v in tags.items() if v is not None}) is None
 
 
