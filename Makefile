@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 LOCALSTACK := .venv-localstack
 UV := uv==0.13.9
 
-.PHONY: run test lint format clean lock localstack
+.PHONY: run test soak bench lint format clean lock localstack
 
 run: $(VENV)/ready  ## the service with an S3 of its own, in memory
 	@$(BIN)/python -m service serve --dev
@@ -15,6 +15,12 @@ test: $(VENV)/ready lint  ## what CI runs
 	$(BIN)/coverage erase
 	$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup --cov --cov-report=
 	$(BIN)/coverage report
+
+soak: $(VENV)/ready  ## what takes too long for every change
+	$(BIN)/python -m pytest -m soak -s --timeout=900
+
+bench: $(VENV)/ready  ## how fast, as ratios to bare S3
+	$(BIN)/python -m tests.bench.first_byte
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check

@@ -3,7 +3,7 @@
 The IAM actions of `init-bucket`: s3:ListBucket, s3:CreateBucket, s3:GetLifecycleConfiguration,
 s3:PutLifecycleConfiguration, s3:GetBucketPublicAccessBlock, s3:PutBucketPublicAccessBlock,
 s3:GetEncryptionConfiguration, s3:PutEncryptionConfiguration, and s3:PutObject with s3:DeleteObject
-for a probe. The service itself needs none but the last two.
+for a probe. `storage` says what the service itself needs.
 """
 
 from __future__ import annotations
@@ -124,8 +124,10 @@ async def _public_access_block(client: S3Client, bucket: str, prefix: str) -> st
         with _absent_allowed():
             answer = await client.get_public_access_block(Bucket=bucket)
             found = answer.get("PublicAccessBlockConfiguration")
-        if found in (_BLOCKED, _BLOCKED_ON_CEPH):
+        if found == _BLOCKED:
             return "public access: is blocked"
+        if found == _BLOCKED_ON_CEPH and not client.meta.endpoint_url.endswith("amazonaws.com"):
+            return "public access: is blocked but for BlockPublicAcls"
         could_write = await _writable(client, bucket, prefix)
         await put(_BLOCKED)
         if could_write and not await _writable(client, bucket, prefix):
@@ -208,7 +210,7 @@ def _explained(bucket: str) -> Iterator[None]:
             "account: use others, or choose another HISTORY_BUCKET",
             "BucketAlreadyExists": f"the name {bucket} is taken by another account: choose another "
             "HISTORY_BUCKET",
-        }.get(code, f"S3 answered {code} to {error.operation_name}: {error}")
+        }.get(code, str(error).removesuffix("."))
         raise BucketError(f"{remedy[0].upper()}{remedy[1:]}.") from error
     except BotoCoreError as error:
         raise BucketError(

@@ -7,8 +7,8 @@ place that does. This module owns the `Storage` it needs; it knows neither HTTP 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from uuid import UUID
@@ -104,12 +104,18 @@ class Bundles:
         self._storage = storage
         self._part_size = part_size
         self._clock = clock
-        self._background: set[asyncio.Task[None]] = set()
+        self._deposits: set[asyncio.Task[Any]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
-        """Wait for what runs in the background, for at most `CLEANUP_TIMEOUT`."""
-        if self._background:
-            await asyncio.wait(self._background, timeout=CLEANUP_TIMEOUT)
+        """Wait for deposits that are being cancelled, and for what runs in the background.
+
+        For at most `CLEANUP_TIMEOUT`.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLEANUP_TIMEOUT):
+                while running := self._deposits | self._background:
+                    await asyncio.wait(running)
 
     async def deposit(
         self,
@@ -132,7 +138,7 @@ class Bundles:
         started, arrival = self._clock(), Arrival(claim)
         first_part = self._part_size if length is None else min(length, self._part_size)
         upload = Upload(self._storage, first_part=first_part, part_size=self._part_size)
-        try:
+        with self._undone_unless_finished(upload):
             async for chunk in chunks:
                 if upload.size + len(chunk) > self.limit:
                     raise BundleTooLarge(self.limit)
@@ -148,9 +154,6 @@ class Bundles:
             )
             record = arrival.record(upload.bundle_id, expires_at)
             await upload.finish(record.to_tags())
-        except BaseException:
-            self._in_background(upload.undo())
-            raise
         return upload.bundle_id, record
 
     async def withdraw(
@@ -245,6 +248,20 @@ class Bundles:
             await self._storage.put_tags(bundle_id, record.to_tags())
         except (NotFound, StorageUnavailable):
             _log.warning("a receipt could not be kept")
+
+    @contextmanager
+    def _undone_unless_finished(self, upload: Upload) -> Iterator[None]:
+        """Undo an upload that anything ends but success, and let `close` wait for that."""
+        deposit = asyncio.current_task()
+        assert deposit is not None
+        self._deposits.add(deposit)
+        try:
+            yield
+        except BaseException:
+            self._in_background(upload.undo())
+            raise
+        finally:
+            self._deposits.discard(deposit)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run to its end what must not be cancelled with the request it belongs to."""

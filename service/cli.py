@@ -2,7 +2,8 @@
 
 import asyncio
 import sys
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import click
 
@@ -34,7 +35,7 @@ SETTINGS_HELP = (
 
 
 @click.group(invoke_without_command=True)
-@click.version_option(__version__, package_name="message-history-server")
+@click.version_option(__version__)
 @click.pass_context
 def main(context: click.Context) -> None:
     """Serve XMTP message histories out of an S3 bucket.
@@ -52,7 +53,9 @@ def serve(*, dev: bool = False) -> None:
     """Run the service until SIGTERM or Ctrl-C."""
     if dev:
         devstore.isolate()
-    config = _load(**({"bucket": devstore.BUCKET} if dev else {}))
+    with _mistakes_named():
+        config = settings.load(**({"bucket": devstore.BUCKET} if dev else {}))
+        asyncio.run(_check_aws(config))
     logs.configure(config.log_format, config.log_level)
     with ExitStack() as stack:
         try:
@@ -62,8 +65,7 @@ def serve(*, dev: bool = False) -> None:
         if dev:
             stack.enter_context(_dev_store())
             asyncio.run(_prepare_bucket(config))
-        host, port = listener.getsockname()[:2]
-        url = f"http://{'localhost' if host in {'0.0.0.0', '::', '127.0.0.1'} else host}:{port}"
+        url = server.url(listener)
 
         def ready() -> None:
             notice = DEV_NOTICE if dev else ""
@@ -81,9 +83,10 @@ def init_bucket() -> None:
 
     Safe to repeat. What a store does not offer is said and passed over.
     """
-    config = _load()
-    logs.configure(config.log_format, config.log_level)
-    asyncio.run(_prepare_bucket(config))
+    with _mistakes_named():
+        config = settings.load()
+        logs.configure(config.log_format, config.log_level)
+        asyncio.run(_prepare_bucket(config))
 
 
 async def _prepare_bucket(config: settings.Settings) -> None:
@@ -109,10 +112,16 @@ def _dev_store() -> AbstractContextManager[None]:
         ) from error
 
 
-def _load(**defaults: str) -> settings.Settings:
-    """Read the settings, or end with exit code 2 and one message that names every mistake."""
+async def _check_aws(config: settings.Settings) -> None:
+    async with connect(config.region):
+        pass
+
+
+@contextmanager
+def _mistakes_named() -> Iterator[None]:
+    """End with exit code 2 and one message that names every mistake in the settings."""
     try:
-        return settings.load(**defaults)
+        yield
     except SettingsError as error:
         for mistake in error.mistakes:
             click.echo(f"Error: {mistake}", err=True)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 ENVELOPE = 64 * 1024
 """Bytes that a form may hold around its bundle: boundaries, part headers and other parts."""
 
+MAX_BOUNDARY = 70
+"""Bytes of a boundary (RFC 2046, section 5.1.1)."""
+
 _FIELD = b"file"
 
 
@@ -52,12 +55,10 @@ class _Form:
             "on_headers_finished": self._headers_finished,
             "on_end": self._end,
         }
-        try:
-            self._parser = MultipartParser(
-                parse_options_header(content_type)[1][b"boundary"], callbacks
-            )
-        except (KeyError, FormParserError) as error:
-            raise MalformedForm("The form's Content-Type has no usable boundary.") from error
+        boundary = parse_options_header(content_type)[1].get(b"boundary")
+        if not boundary or len(boundary) > MAX_BOUNDARY:
+            raise MalformedForm("The form's Content-Type has no usable boundary.")
+        self._parser = MultipartParser(boundary, callbacks)
         self._data: list[bytes] = []
         self._name = self._value = b""
         self._in_file = self._seen = self._ended = False

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.problems import problem
 
 REQUEST_HEADERS = (
     *("Content-Type", "X-HMAC", "X-SIGNING-KEY", "X-TTL", "Content-Digest", "Repr-Digest"),
@@ -20,6 +23,8 @@ RESPONSE_HEADERS = (
     "WWW-Authenticate",
 )
 
+AMBIGUOUS = "Send Content-Length or Transfer-Encoding, but not both (RFC 9112, section 6.1)."
+
 LINGER = 2.0
 """Seconds for which a body is read and dropped after an answer that came before its end."""
 
@@ -28,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 def wrap(app: ASGIApp, *, cors_origins: Sequence[str]) -> ASGIApp:
     """Put everything around `app`; CORS is outside of it so that its errors are covered too."""
-    cors = CORSMiddleware(
+    cors = Cors(
         Linger(Paths(app)),
         allow_origins=cors_origins,
         allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
@@ -39,10 +44,19 @@ def wrap(app: ASGIApp, *, cors_origins: Sequence[str]) -> ASGIApp:
     return RequestLog(cors)
 
 
-class Paths:
-    """Take `//upload`, `/upload/` and `//files/ID/` for what they mean, without a redirect.
+class Cors(CORSMiddleware):
+    """Answer every preflight with 200: what it does not grant, the browser refuses by itself."""
 
-    A client that streams its body would follow a 307 with an empty one.
+    def preflight_response(self, request_headers: Headers) -> Response:
+        response = super().preflight_response(request_headers)
+        response.status_code = 200
+        return response
+
+
+class Paths:
+    """Take `//upload`, `/upload/`, `//files/ID/` and a whole URL for what they mean.
+
+    Without a redirect: a client that streams its body would follow a 307 with an empty one.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -50,7 +64,8 @@ class Paths:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            path = re.sub("/{2,}", "/", scope["path"]).rstrip("/") or "/"
+            path = re.sub("^https?://[^/]*", "", scope["path"])  # RFC 9112, section 3.2.2
+            path = re.sub("/{2,}", "/", path).rstrip("/") or "/"
             scope = {**scope, "path": path}
         await self._app(scope, receive, send)
 
@@ -71,6 +86,7 @@ class Linger:
         if scope["type"] != "http" or not _has_body(scope):
             await self._app(scope, receive, send)
             return
+        app = problem("malformed_header", AMBIGUOUS) if _ambiguous(scope) else self._app
         unread = True
         early = False
 
@@ -97,7 +113,13 @@ class Linger:
                 pass
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-        await self._app(scope, receive_body, send_answer)
+        await app(scope, receive_body, send_answer)
+
+
+def _ambiguous(scope: Scope) -> bool:
+    """Whether a proxy may have seen the request end elsewhere than this server does."""
+    headers = Headers(scope=scope)
+    return "content-length" in headers and "transfer-encoding" in headers
 
 
 def _has_body(scope: Scope) -> bool:
@@ -138,4 +160,4 @@ class RequestLog:
 def _shortened(path: str) -> str:
     """A path fit for a log: no control characters, and of an id no more than 8."""
     printable = path.encode("unicode_escape").decode()
-    return re.sub(r"(?<=files/)(.{8}).+", r"\1…", printable)[:80]
+    return re.sub(r"([0-9A-Fa-f]{8})[0-9A-Fa-f-]{24,}", r"\1…", printable)[:80]

@@ -75,7 +75,10 @@ async def _history_error(_: Request, error: Exception) -> Response:
 
 async def _routing_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return problem(*_ROUTING[error.status_code], headers=error.headers)
+    headers = {
+        name: ", ".join(sorted(value.split(", "))) for name, value in (error.headers or {}).items()
+    }
+    return problem(*_ROUTING[error.status_code], headers=headers)
 
 
 async def _client_gone(_: Request, __: Exception) -> Response:

@@ -17,13 +17,27 @@ def listen(host: str, port: int) -> socket.socket:
     """Bind a TCP socket, port 0 for any free one. `AddressInUse` says what stands in the way."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server(
+            (host, port), family=family, backlog=2048, dualstack_ipv6=host == "::"
+        )
     except OSError as error:
         reason = error.strerror or error
         raise AddressInUse(
             f"Cannot listen on {host} port {port} ({reason}): "
             "set HISTORY_HOST and HISTORY_PORT to a free address, or HISTORY_PORT=0 for any port."
         ) from error
+    if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+        # A slow reader is then seen to take bytes as it does, not a whole send buffer at a time.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, 128 * 1024)
+    return listener
+
+
+def url(listener: socket.socket) -> str:
+    """Where a client on this machine reaches it."""
+    host, port = listener.getsockname()[:2]
+    if host in {"0.0.0.0", "127.0.0.1", "::", "::1"}:
+        host = "localhost"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class Server(uvicorn.Server):

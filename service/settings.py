@@ -1,6 +1,6 @@
 """The settings: environment variables named HISTORY_*, all of them checked when the process starts.
 
-This module alone reads the environment. What belongs to AWS is botocore's own (AWS_PROFILE,
+This module alone reads them. What belongs to AWS is botocore's own (AWS_PROFILE,
 AWS_ENDPOINT_URL_S3, IAM roles …) and left to it; only AWS_REGION, which every other SDK knows and
 this botocore ignores, is read here and passed on.
 """
@@ -20,6 +20,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _BYTES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "kB": 10**3, "MB": 10**6}
 _BYTES["GB"] = 10**9
 
+MAX_PORT = 65_535
 MAX_PARTS = 10_000
 """How many parts an S3 multipart upload has at most."""
 
@@ -63,12 +64,31 @@ def _origins(value: Any) -> Any:
     return tuple(origin.strip() for origin in value.split(",") if origin.strip())
 
 
+def _port(value: Any) -> int:
+    text = str(value).strip()
+    if re.fullmatch("[0-9]{1,5}", text) and int(text) <= MAX_PORT:
+        return int(text)
+    words = "should be a port, from 0 (any free one) to 65535"
+    if text.startswith("tcp://"):
+        words += " (Kubernetes sets it for a Service called history: turn enableServiceLinks off)"
+    raise ValueError(words)
+
+
 def _lower(value: Any) -> Any:
     return value.lower() if isinstance(value, str) else value
 
 
 Seconds = Annotated[int, BeforeValidator(_quantity(_SECONDS, "90m, 72h or 7d"))]
 Bytes = Annotated[int, BeforeValidator(_quantity(_BYTES, "8MiB or 100MiB"))]
+Origin = Annotated[
+    str,
+    AfterValidator(
+        _matching(
+            r"\*|[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]-]+",
+            "* or origins such as https://app.example, in lower case and without a path",
+        )
+    ),
+]
 Timeout = Annotated[Seconds, AfterValidator(_between(1, 86_400, "from 1s to 24h"))]
 
 
@@ -90,8 +110,9 @@ class Settings(BaseSettings):
         str,
         AfterValidator(
             _matching(
-                r"([A-Za-z0-9._-]+/)+",
-                "a key prefix of letters, digits, dots, hyphens and underscores that ends with /",
+                r"(?=.{1,200}$)([A-Za-z0-9_-][A-Za-z0-9._-]*/)+",
+                "a key prefix of up to 200 letters, digits, dots, hyphens and underscores, its "
+                "folders ending with / and none beginning with a dot",
             )
         ),
     ] = "bundles/"
@@ -102,14 +123,19 @@ class Settings(BaseSettings):
         Bytes, AfterValidator(_between(1, 5 << 40, "from 1B to 5120GiB (S3's largest object)"))
     ] = 100 << 20
     require_hmac: bool = True
-    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = ("*",)
+    cors_origins: Annotated[
+        tuple[Origin, ...],
+        NoDecode,
+        BeforeValidator(_origins),
+        Field(min_length=1),
+    ] = ("*",)
     part_size: Annotated[
         Bytes, AfterValidator(_between(5 << 20, 5 << 30, "from 5MiB to 5GiB (S3's bounds)"))
     ] = 8 << 20
     read_timeout: Timeout = 30
     drain_timeout: Timeout = 30
     host: Annotated[str, AfterValidator(_matching(r"\S+", "an address to listen on"))] = "0.0.0.0"
-    port: Annotated[int, Field(ge=0, le=65_535)] = 5558
+    port: Annotated[int, BeforeValidator(_port)] = 5558
     log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = Field(
         default_factory=lambda: "text" if sys.stderr.isatty() else "json"
     )

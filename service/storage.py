@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 from uuid import UUID
@@ -22,7 +22,7 @@ from aiobotocore.config import AioConfig
 from botocore.exceptions import BotoCoreError, ClientError
 from botocore.handlers import add_expect_header
 
-from service.errors import NotFound, StorageUnavailable
+from service.errors import NotFound, SettingsError, StorageUnavailable
 from service.ranges import Stat
 
 if TYPE_CHECKING:
@@ -35,10 +35,15 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-READ_SIZE = 256 * 1024
-"""Bytes asked of S3's stream at a time, and given to a part's connection at a time."""
+READ_SIZE = 64 * 1024
+"""Bytes that are asked of S3's stream at a time."""
+
+WRITE_SIZE = 256 * 1024
+"""Bytes of a part that are given to its connection at a time."""
 
 _ABSENT = {"NoSuchKey", "NotFound", "404", "PreconditionFailed", "412"}
+"""What S3 says where there is no such object, or none with the ETag of If-Match."""
+
 _ABORT_ROUNDS = 5
 
 _CONFIG = AioConfig(
@@ -55,25 +60,38 @@ _CONFIG = AioConfig(
 
 @asynccontextmanager
 async def connect(region: str | None = None) -> AsyncIterator[S3Client]:
-    """Open the S3 client of a process; everything but `region` is botocore's own configuration."""
-    async with aioboto3.Session(region_name=region).client("s3", config=_CONFIG) as client:
+    """Open the S3 client of a process; everything but `region` is botocore's own configuration.
+
+    Raises `SettingsError` where that configuration is none.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            session = aioboto3.Session(region_name=region)
+            client = await stack.enter_async_context(session.client("s3", config=_CONFIG))
+        except (BotoCoreError, ValueError) as error:
+            raise SettingsError([f"AWS's settings: {error}"]) from error
         # A round trip before every body, which not every store answers.
         client.meta.events.unregister("before-call.s3", add_expect_header)
         yield client
 
 
 @contextmanager
-def _translated(operation: str) -> Iterator[None]:
-    """Turn what botocore and aiohttp raise into this service's errors."""
+def _translated(operation: str, *, may_be_absent: bool = False) -> Iterator[None]:
+    """Turn what botocore and aiohttp raise into this service's errors.
+
+    An absent object is `NotFound` only to those who look for one. Of an error only its kind is
+    logged: its text may hold the URL, and that a bundle's id.
+    """
     try:
         yield
     except ClientError as error:
-        if error.response.get("Error", {}).get("Code") in _ABSENT:
+        code = error.response.get("Error", {}).get("Code")
+        if may_be_absent and code in _ABSENT:
             raise NotFound from error
-        _log.warning("S3 refused: %s", error)
+        _log.warning("S3 refused %s: %s", operation, code)
         raise StorageUnavailable from error
     except (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError) as error:
-        _log.warning("S3 failed at %s: %s", operation, error)
+        _log.warning("S3 failed at %s: %s", operation, type(error).__name__)
         raise StorageUnavailable from error
 
 
@@ -188,7 +206,7 @@ class S3Storage:
 
     async def get_tags(self, bundle_id: UUID) -> dict[str, str]:
         """GetObjectTagging."""
-        with _translated("GetObjectTagging"):
+        with _translated("GetObjectTagging", may_be_absent=True):
             tagging = await self._client.get_object_tagging(
                 Bucket=self._bucket, Key=self._key(bundle_id)
             )
@@ -196,7 +214,7 @@ class S3Storage:
 
     async def head(self, bundle_id: UUID) -> Stat:
         """HeadObject."""
-        with _translated("HeadObject"):
+        with _translated("HeadObject", may_be_absent=True):
             head = await self._client.head_object(Bucket=self._bucket, Key=self._key(bundle_id))
         return _stat(head)
 
@@ -209,7 +227,7 @@ class S3Storage:
             request["IfMatch"] = etag
         if part is not None:
             request["Range"] = f"bytes={part.start}-{part.stop - 1}"
-        with _translated("GetObject"):
+        with _translated("GetObject", may_be_absent=True):
             got = await self._client.get_object(**request)
         return StoredObject(got)
 
@@ -269,5 +287,5 @@ class _Part:
         return self._at
 
     async def __aiter__(self) -> AsyncIterator[memoryview]:
-        for start in range(0, len(self._body), READ_SIZE):
-            yield self._body[start : start + READ_SIZE]
+        for start in range(0, len(self._body), WRITE_SIZE):
+            yield self._body[start : start + WRITE_SIZE]

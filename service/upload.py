@@ -40,6 +40,7 @@ class Upload:
         self._buffer = memoryview(bytearray(first_part))
         self._spare: memoryview | None = None
         self._filled = 0
+        self._multipart = False
         self._upload: str | None = None
         self._etags: list[str] = []
         self._sending: asyncio.Task[str] | None = None
@@ -79,16 +80,18 @@ class Upload:
             *(task for task in (self._sending, self._making) if task is not None),
             return_exceptions=True,
         )
-        if self._making is None:
-            return
-        try:
-            await self._sink.abort_uploads(self.bundle_id)
-            await self._sink.delete(self.bundle_id)
-        except StorageUnavailable:
-            _log.warning("an upload that failed is left to the bucket's lifecycle")
+        calls = [self._sink.delete] if self._making is not None else []
+        if self._multipart:
+            calls.insert(0, self._sink.abort_uploads)
+        for call in calls:
+            try:
+                await call(self.bundle_id)
+            except StorageUnavailable:
+                _log.warning("what is left of a failed upload is left to the bucket's lifecycle")
 
     async def _send_part(self) -> None:
         if self._upload is None:
+            self._multipart = True
             self._upload = await self._make(self._sink.create_upload(self.bundle_id))
         await self._part_sent()
         body = self._buffer[: self._filled]

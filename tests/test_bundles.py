@@ -115,3 +115,22 @@ def test_a_deposit_cancelled_in_its_last_call_leaves_nothing(
 
     run(store, service, test)
     assert not service.objects()
+
+
+@pytest.mark.parametrize("mebibytes", [6, 20])
+def test_closing_waits_for_deposits_that_are_being_cancelled(
+    store: Store, service: Service, mebibytes: int
+) -> None:
+    """As at the end of a drained server, which cancels what still runs and closes at once."""
+
+    async def test(bundles: Bundles, storage: Held) -> None:
+        deposit = asyncio.create_task(bundles.deposit(pieces(mebibytes), Claim()))
+        await storage.reached.wait()
+        deposit.cancel()
+        storage.answer.set()
+        await bundles.close()
+        assert deposit.cancelled()
+
+    run(store, service, test)
+    assert not service.objects()
+    assert not service.multipart_uploads()

@@ -153,6 +153,22 @@ def test_init_bucket_then_serve(store: Store, s3: Any) -> None:
     assert len(s3.list_objects_v2(Bucket=bucket)["Contents"]) == 1
 
 
+@pytest.mark.parametrize("command", ["serve", "init-bucket"])
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"AWS_PROFILE": "no-such-profile"},
+        {"AWS_ENDPOINT_URL_S3": "garbage"},
+        {"AWS_DEFAULT_REGION": "no region"},
+        {"AWS_ACCESS_KEY_ID": "without its secret"},
+    ],
+)
+def test_aws_settings_that_are_none(command: str, variables: dict[str, str]) -> None:
+    ended = CliRunner().invoke(main, [command], env={"HISTORY_BUCKET": "a-bucket", **variables})
+    assert ended.exit_code == 2
+    assert ended.stderr.startswith("Error: AWS's settings: ")
+
+
 def test_init_bucket_without_a_store() -> None:
     ended = run(
         "init-bucket",

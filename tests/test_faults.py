@@ -16,13 +16,13 @@ KEY = "a signing key"
 PART = 8 << 20
 SMALL, LARGE = (random.Random(7).randbytes(size) for size in (1000, 2 * PART + 1000))
 DOWN, REFUSED = Respond(503, "ServiceUnavailable"), Respond(403, "AccessDenied")
-WRITES = [
-    (SMALL, "PutObject"),
-    (LARGE, "CreateMultipartUpload"),
-    (LARGE, "UploadPart"),
-    (LARGE, "CompleteMultipartUpload"),
-    (LARGE, "PutObjectTagging"),
-]
+WRITES = {
+    "PutObject": SMALL,
+    "CreateMultipartUpload": LARGE,
+    "UploadPart": LARGE,
+    "CompleteMultipartUpload": LARGE,
+    "PutObjectTagging": LARGE,
+}
 
 
 @pytest.fixture(scope="module")
@@ -96,20 +96,20 @@ def test_where_the_tag_refuses_no_body_is_read(proxied: Service, proxy: Proxy) -
     assert operations(proxy) == ["GetObjectTagging"] * len(refused)
 
 
-@pytest.mark.parametrize(("bundle", "operation"), WRITES)
+@pytest.mark.parametrize("operation", WRITES)
 def test_an_upload_that_s3_refuses_leaves_nothing(
-    proxied: Service, proxy: Proxy, bundle: bytes, operation: str
+    proxied: Service, proxy: Proxy, operation: str
 ) -> None:
-    refuses_and_leaves_nothing(proxied, proxy, Fault(operation, REFUSED, times=None), bundle)
+    fault = Fault(operation, REFUSED, times=None)
+    refuses_and_leaves_nothing(proxied, proxy, fault, WRITES[operation])
 
 
-@pytest.mark.parametrize(
-    ("bundle", "operation"), [(SMALL, "PutObject"), (LARGE, "CompleteMultipartUpload")]
-)
+@pytest.mark.parametrize("operation", ["PutObject", "CompleteMultipartUpload"])
 def test_an_upload_whose_every_answer_is_lost_leaves_nothing(
-    proxied: Service, proxy: Proxy, bundle: bytes, operation: str
+    proxied: Service, proxy: Proxy, operation: str
 ) -> None:
-    refuses_and_leaves_nothing(proxied, proxy, Fault(operation, Swallow(), times=None), bundle)
+    fault = Fault(operation, Swallow(), times=None)
+    refuses_and_leaves_nothing(proxied, proxy, fault, WRITES[operation])
 
 
 def refuses_and_leaves_nothing(proxied: Service, proxy: Proxy, fault: Fault, bundle: bytes) -> None:
@@ -120,12 +120,13 @@ def refuses_and_leaves_nothing(proxied: Service, proxy: Proxy, fault: Fault, bun
     until(lambda: nothing_left(proxied), seconds=10)
 
 
-@pytest.mark.parametrize(("bundle", "operation"), WRITES)
+@pytest.mark.parametrize("operation", WRITES)
 @pytest.mark.parametrize("action", [DOWN, Swallow()])
 def test_what_passes_is_retried_unseen(
-    proxied: Service, proxy: Proxy, bundle: bytes, operation: str, action: Respond | Swallow
+    proxied: Service, proxy: Proxy, operation: str, action: Respond | Swallow
 ) -> None:
     """Also where S3 did what was asked and its answer got lost: a Complete is a Complete."""
+    bundle = WRITES[operation]
     proxy.faults.append(Fault(operation, action, times=1))
     bundle_id = proxied.upload(bundle, sign(KEY, bundle)["X-HMAC"])
     assert proxied.fetch(bundle_id, sign(KEY, bundle)).content == bundle
@@ -148,6 +149,30 @@ def test_no_such_upload_at_complete_is_a_503_where_there_is_no_object(
 ) -> None:
     fault = Fault("CompleteMultipartUpload", NO_SUCH_UPLOAD)
     refuses_and_leaves_nothing(proxied, proxy, fault, LARGE)
+
+
+@pytest.mark.parametrize("operation", WRITES)
+def test_a_write_is_never_answered_404(proxied: Service, proxy: Proxy, operation: str) -> None:
+    fault = Fault(operation, Respond(404, "NoSuchKey"))
+    refuses_and_leaves_nothing(proxied, proxy, fault, WRITES[operation])
+
+
+def test_an_object_is_deleted_also_where_uploads_cannot_be_listed(
+    proxied: Service, proxy: Proxy
+) -> None:
+    proxy.faults.append(Fault("ListMultipartUploads", REFUSED))
+    refuses_and_leaves_nothing(proxied, proxy, Fault("PutObjectTagging", REFUSED), LARGE)
+
+
+def test_no_id_is_logged(proxied: Service, proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
+    bundle_id = proxied.upload(SMALL)
+    for action in (REFUSED, Swallow()):
+        proxy.faults.append(Fault("GetObjectTagging", action, times=None))
+        assert proxied.fetch(bundle_id, sign(KEY, SMALL)).status_code == 503
+        proxy.faults.clear()
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("service")]
+    assert "S3 refused GetObjectTagging: AccessDenied" in ours
+    assert not any(bundle_id in line for line in ours)
 
 
 def test_an_upload_that_is_gone_before_it_is_aborted(proxied: Service, proxy: Proxy) -> None:
@@ -204,7 +229,7 @@ def test_s3_breaking_off_after_the_status_line_cuts_the_connection(
     until(lambda: proxy.open_connections <= 1)
 
 
-@pytest.mark.parametrize("bundle", [SMALL, LARGE])
+@pytest.mark.parametrize("bundle", [SMALL, LARGE], ids=["small", "large"])
 def test_s3_breaking_off_before_it_is_a_503(proxied: Service, proxy: Proxy, bundle: bytes) -> None:
     bundle_id = proxied.upload(bundle)
     proxy.faults.append(Fault("GetObject", Truncate(500)))
@@ -219,8 +244,14 @@ def test_a_bundle_deleted_between_the_two_reads(proxied: Service, proxy: Proxy) 
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
-def test_a_reader_that_leaves_frees_its_connection_to_s3(proxied: Service, proxy: Proxy) -> None:
-    bundle_id = proxied.upload(LARGE)
-    with proxied.http.stream("GET", f"/files/{bundle_id}", headers=sign(KEY, LARGE)) as answer:
-        next(answer.iter_raw(1000))
+def test_nothing_more_is_read_for_a_reader_that_has_left(proxied: Service, proxy: Proxy) -> None:
+    bundle = LARGE * 3
+    proof = sign(KEY, bundle)
+    bundle_id = proxied.http.post("/upload", content=bundle, headers=proof).text
+    proxy.requests.clear()
+    with proxied.http.stream("GET", f"/files/{bundle_id}", headers=proof) as answer:
+        next(answer.iter_raw())
     until(lambda: proxy.open_connections <= 1)
+    [_, read] = proxy.requests
+    assert read.operation == "GetObject"
+    assert read.sent < len(bundle) // 2

@@ -40,6 +40,7 @@ VALUES = [
         "https://a.example, https://b.example",
         ("https://a.example", "https://b.example"),
     ),
+    ("CORS_ORIGINS", "http://[::1]:3000", ("http://[::1]:3000",)),
     ("READ_TIMEOUT", "5s", 5),
     ("PORT", "0", 0),
     ("LOG_FORMAT", "TEXT", "text"),
@@ -70,6 +71,10 @@ MISTAKES = [
     ("DRAIN_TIMEOUT", "forever"),
     ("PORT", "65536"),
     ("PORT", "tcp://10.0.0.1:5558"),
+    ("PORT", "5_558"),
+    ("PREFIX", "../"),
+    ("PREFIX", "a/./b/"),
+    ("PREFIX", "a" * 200 + "/"),
     ("LOG_FORMAT", "xml"),
     ("LOG_LEVEL", "loud"),
     ("HOST", " "),
@@ -84,6 +89,15 @@ def test_a_mistake_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: s
     [mistake] = caught.value.mistakes
     assert mistake.startswith(f"HISTORY_{name}: should be ")
     assert repr(value) in mistake
+
+
+@pytest.mark.parametrize(
+    "value", ["app.example", "https://app.example/", "https://App.example", " , "]
+)
+def test_an_origin_that_no_browser_sends(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("HISTORY_CORS_ORIGINS", value)
+    with pytest.raises(SettingsError, match="HISTORY_CORS_ORIGINS: "):
+        settings.load()
 
 
 def test_all_mistakes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

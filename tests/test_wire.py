@@ -1,6 +1,7 @@
 """The wire itself: early answers, old clients, odd paths, errors as problems, CORS, the log."""
 
 import json
+import os
 import time
 from http.client import HTTPResponse
 
@@ -96,6 +97,35 @@ def test_a_reader_that_never_reads_is_left(serve: Serve) -> None:
         assert len(read_all(connection)) < len(bundle)
 
 
+def test_two_lengths_are_one_too_many(service: Service) -> None:
+    """A proxy in between may have taken the other one: the connection must not go on."""
+    answer = raw_request(
+        service.url,
+        b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n6\r\nbundle\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+    )
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert problem_code(answer) == b"malformed_header"
+
+
+def test_a_slow_but_steady_reader_gets_everything(serve: Serve) -> None:
+    """Whatever the kernel's buffers hold: what counts is that bytes are taken all the time."""
+    service = serve(read_timeout="1s")
+    bundle = os.urandom(6 * MIB)
+    proof = sign(KEY, bundle)
+    bundle_id = service.http.post("/upload", content=bundle, headers=proof).text
+    head = "".join(f"{name}: {value}\r\n" for name, value in proof.items())
+    received = bytearray()
+    with dial(service.url) as connection:
+        head = f"Host: x\r\nConnection: close\r\n{head}\r\n"
+        connection.sendall(f"GET /files/{bundle_id} HTTP/1.1\r\n{head}".encode())
+        while data := connection.recv(65_536):
+            received += data
+            time.sleep(0.05)
+    assert received.endswith(bundle)
+
+
 def test_an_empty_upload(service: Service) -> None:
     for framing in (
         b"Content-Length: 0\r\n\r\n",
@@ -163,7 +193,7 @@ def test_trailers_never_become_headers(service: Service) -> None:
 
 
 def test_the_quiet_paths(service: Service) -> None:
-    for path in ("/", "/healthz"):
+    for path in ("/", "/healthz", f"{service.url}/healthz"):
         for method in ("GET", "HEAD"):
             assert service.http.request(method, path).status_code == 200
     answer = service.http.put("/files/x")
@@ -208,6 +238,11 @@ def test_cors(serve: Serve, service: Service) -> None:
     )
     assert answer.status_code == 200
     assert answer.headers["Access-Control-Max-Age"] == "3600"
+    refused = service.http.options(
+        "/upload", headers={**preflight, "Access-Control-Request-Method": "PUT"}
+    )
+    assert refused.status_code == 200
+    assert "PUT" not in refused.headers["Access-Control-Allow-Methods"]
     for path in ("/files/x", "/nowhere"):
         answer = service.http.get(path, headers={"Origin": "https://app.example"})
         assert answer.headers["Access-Control-Allow-Origin"] == "*"
