@@ -73,7 +73,11 @@ def serve(*, dev: bool = False) -> None:
             sys.stdout.flush()
 
         server.Server(
-            create_app(config), listener, drain_timeout=config.drain_timeout, ready=ready
+            create_app(config),
+            listener,
+            drain_timeout=config.drain_timeout,
+            read_timeout=config.read_timeout,
+            ready=ready,
         ).run()
 
 

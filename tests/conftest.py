@@ -204,7 +204,13 @@ def running_service(
     app = create_app(config, **({"clock": clock} if clock else {}))
     started = threading.Event()
     with server.listen("127.0.0.1", 0) as listener:
-        running = server.Server(app, listener, drain_timeout=10, ready=started.set)
+        running = server.Server(
+            app,
+            listener,
+            drain_timeout=10,
+            read_timeout=config.read_timeout,
+            ready=started.set,
+        )
         thread = threading.Thread(target=running.run)
         with aws_environment(store, endpoint_url):
             thread.start()
