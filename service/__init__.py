@@ -2,15 +2,16 @@
 
     __main__ › cli          commands: arguments → calls → exit codes
     app                     all the wiring in one function
-    server                  uvicorn, and the socket it listens on
+    server                  uvicorn, with deadlines for what it would wait for
     bucket, devstore        making a bucket ready; an embedded S3 to develop with
     api, middleware         the wire contract; what wraps every request
     storage                 bundles as S3 objects, botocore's errors translated
-    problems, forms         errors as problem+json; multipart/form-data as a stream
+    problems, forms, pages  errors as problem+json; forms as a stream; what it says of itself
     bundles                 the use cases: deposit, withdraw, discard
-    upload                  one bundle on its way into S3, in parts
+    upload, content         one bundle on its way into S3, in parts; and on its way out
     claim, proof            pure: what an upload says of itself; HMACs, receipts, digests
     ranges, record          pure: ranges and conditions; a bundle's record ↔ tags, expiry
+    budget                  the bytes that all transfers may hold
     settings, logs, errors  the environment, read once; log lines; the error tree
 
 Imports point downwards only. Who reads for the cryptography opens `proof`, for AWS `storage`.

@@ -2,18 +2,18 @@
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from email.utils import formatdate
-from typing import Literal, TypedDict, overload
+from typing import Any, Literal, TypedDict, TypeVar, overload
 from uuid import UUID
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from service import __version__, forms
+from service import __version__, forms, pages
 from service.bundles import Bundles, Released
 from service.claim import Claim
 from service.errors import (
@@ -26,16 +26,38 @@ from service.errors import (
 from service.proof import Proof, digest_field, parse_digests, parse_hmac
 from service.ranges import Wanted
 
+_T = TypeVar("_T")
+
 
 class State(TypedDict):
     """What the lifespan opens and every request finds in its `state`."""
 
     bundles: Bundles
     read_timeout: float
+    contract: str
 
 
-async def index(_: Request[State]) -> Response:
-    return PlainTextResponse(f"message-history-server {__version__}\n")
+async def index(request: Request[State]) -> Response:
+    """`GET /`: a line for load balancers and probes; for browsers a page without a script."""
+    headers = {"Vary": "Accept", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    if not pages.prefers_html(", ".join(request.headers.getlist("Accept"))):
+        return PlainTextResponse(f"message-history-server {__version__}\n", headers=headers)
+    bundles = request.state["bundles"]
+    page = pages.page(
+        request.headers.get("Host", ""),
+        https=request.headers.get("X-Forwarded-Proto") == "https",
+        limit=bundles.limit,
+        retention=bundles.retention,
+        require_hmac=bundles.require_hmac,
+    )
+    headers["Content-Security-Policy"] = pages.CONTENT_SECURITY_POLICY
+    headers["Referrer-Policy"] = "no-referrer"
+    return HTMLResponse(page, headers=headers)
+
+
+async def contract(request: Request[State]) -> Response:
+    """`GET /openapi.json`."""
+    return Response(request.state["contract"], media_type="application/json")
 
 
 async def alive(_: Request[State]) -> Response:
@@ -83,7 +105,8 @@ async def fetch(request: Request[State]) -> Response:
         request.headers.get("If-Range"),
     )
     bundle_id = _bundle_id(request)
-    released = await bundles.withdraw(bundle_id, proof, wanted, body=get)
+    withdrawal = bundles.withdraw(bundle_id, proof, wanted, body=get)
+    released = await _unless_gone(request.receive, withdrawal)
     return BundleResponse(bundle_id, released, timeout=request.state["read_timeout"])
 
 
@@ -98,6 +121,7 @@ async def discard(request: Request[State]) -> Response:
 ROUTES = [
     Route("/", index),
     Route("/healthz", alive),
+    Route("/openapi.json", contract),
     Route("/upload", upload, methods=["POST"]),
     Route("/files/{bundle_id}", file, methods=["GET", "DELETE"]),
 ]
@@ -136,6 +160,7 @@ class BundleResponse(Response):
         if self._content is None:
             await super().__call__(scope, receive, send)
             return
+        gone = asyncio.create_task(_client_gone(receive))
         try:
             await send(
                 {
@@ -147,11 +172,34 @@ class BundleResponse(Response):
             async for chunk in self._content:
                 async with asyncio.timeout(self._timeout):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                if gone.done():  # Sending is no error then, but goes nowhere.
+                    return
         except (StorageUnavailable, TimeoutError):
             return
         finally:
+            gone.cancel()
             await self._content.aclose()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
+    """Await `work`, but drop it when the client hangs up, who would never see what comes of it."""
+    task, gone = asyncio.create_task(work), asyncio.create_task(_client_gone(receive))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.wait((task, gone))
+
+
+async def _client_gone(receive: Receive) -> None:
+    """Return when the client has hung up."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def _http_date(unix_seconds: float) -> str:
@@ -170,7 +218,7 @@ def _header(request: Request[State], name: str) -> bytes | None:
 def _claim(request: Request[State], *, form: bool) -> Claim:
     """What an upload's headers say of it."""
     hmac, key = _header(request, "X-HMAC"), _header(request, "X-SIGNING-KEY")
-    if key is not None and not hmac:
+    if hmac == b"" or (hmac is None and key is not None):
         raise MissingHeader("X-HMAC")
     if key == b"":
         raise MissingHeader("X-SIGNING-KEY")

@@ -8,12 +8,14 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from uuid import UUID
 
+from service.budget import Memory
 from service.claim import Arrival, Claim
+from service.content import RECEIPT_TIMEOUT, Content, Held, InMemory
 from service.errors import (
     BundleTooLarge,
     EmptyBundle,
@@ -32,18 +34,11 @@ _log = logging.getLogger(__name__)
 CLEANUP_TIMEOUT = 5.0
 """Seconds that `Bundles.close` waits for clean-ups; what is left then, the lifecycle sweeps."""
 
-RECEIPT_TIMEOUT = 5.0
-"""Seconds that a download's last bytes wait for its receipt to be written."""
+OPEN_BODY = 1 << 20
+"""Bytes of memory that an object opened for reading is reckoned to take."""
 
 DELETE_ROUNDS = 10
 """How often a delete is repeated while S3 still has the object."""
-
-
-class Content(Protocol):
-    """A bundle's bytes: to be iterated once, and closed by whoever asked for them."""
-
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
-    async def aclose(self) -> None: ...
 
 
 class StoredObject(Content, Protocol):
@@ -91,6 +86,7 @@ class Bundles:
     def __init__(  # noqa: PLR0913 - the settings, each by its name
         self,
         storage: Storage,
+        memory: Memory,
         *,
         part_size: int,
         limit: int,
@@ -102,6 +98,7 @@ class Bundles:
         self.retention = retention
         self.require_hmac = require_hmac
         self._storage = storage
+        self._memory = memory
         self._part_size = part_size
         self._clock = clock
         self._deposits: set[asyncio.Task[Any]] = set()
@@ -136,9 +133,9 @@ class Bundles:
         if length is not None and length - envelope > self.limit:
             raise BundleTooLarge(self.limit)
         started, arrival = self._clock(), Arrival(claim)
-        first_part = self._part_size if length is None else min(length, self._part_size)
-        upload = Upload(self._storage, first_part=first_part, part_size=self._part_size)
+        upload = Upload(self._storage, self._memory, part_size=self._part_size)
         with self._undone_unless_finished(upload):
+            await upload.begin(length)
             async for chunk in chunks:
                 if upload.size + len(chunk) > self.limit:
                     raise BundleTooLarge(self.limit)
@@ -164,21 +161,23 @@ class Bundles:
         The caller closes `content`. Raises `NotFound`, `MissingHeader`, `InvalidHmac`,
         `PreconditionFailed`, `RangeNotSatisfiable`, `StorageUnavailable`.
         """
-        record, seen = await self._proven(bundle_id, proof, keep=body)
-        noting = None
-        if seen is not None and proof is not None and record.hmac is not None:
-            record = replace(record, receipt=receipt(proof, bundle_id))
-            noting = self._in_background(self._note(bundle_id, record))
-        if not body:
-            if noting is not None:
-                await asyncio.wait([noting], timeout=RECEIPT_TIMEOUT)
-            stat = seen.stat if seen else await self._storage.head(bundle_id)
-            wanted.of(stat)
-            return Released(record, stat, None)
-        stat, content, part = await self._content(bundle_id, wanted, seen)
-        if noting is not None:
-            content = _HoldingLast(content, noting)
-        return Released(record, stat, content, part)
+        with ExitStack() as held:
+            record, seen = await self._proven(bundle_id, proof, held, keep=body)
+            noting = None
+            if seen is not None and proof is not None and record.hmac is not None:
+                record = replace(record, receipt=receipt(proof, bundle_id))
+                noting = self._in_background(self._note(bundle_id, record))
+            if not body:
+                if noting is not None:
+                    await asyncio.wait([noting], timeout=RECEIPT_TIMEOUT)
+                stat = seen.stat if seen else await self._storage.head(bundle_id)
+                wanted.of(stat)
+                return Released(record, stat, None)
+            if seen is None:
+                held.enter_context(await self._memory.parts.take(OPEN_BODY))
+            stat, content, part = await self._content(bundle_id, wanted, seen)
+            content = Held(content, held.pop_all(), noting)
+            return Released(record, stat, content, part)
 
     async def discard(self, bundle_id: UUID, proof: Proof, wanted: Wanted) -> None:
         """Remove a bundle for every replica; when this returns, it is gone.
@@ -186,7 +185,8 @@ class Bundles:
         Raises what `withdraw` does. S3 is asked until it says so: on Ceph a tag that is being
         written while an object is deleted can bring it back.
         """
-        _, seen = await self._proven(bundle_id, proof, keep=False)
+        with ExitStack() as held:
+            _, seen = await self._proven(bundle_id, proof, held, keep=False)
         if wanted.if_match is not None:
             wanted.of(seen.stat if seen else await self._storage.head(bundle_id))
         for _ in range(DELETE_ROUNDS):
@@ -198,12 +198,13 @@ class Bundles:
         raise StorageUnavailable
 
     async def _proven(
-        self, bundle_id: UUID, proof: Proof | None, *, keep: bool
+        self, bundle_id: UUID, proof: Proof | None, held: ExitStack, *, keep: bool
     ) -> tuple[BundleRecord, "_Seen | None"]:
         """Decide whether a bundle is released: it is, unless this raises.
 
         Where neither the record nor its receipt decides, the whole bundle is read; what of it was
-        `_Seen` comes back, with its bytes if they are to be kept and fit in one part.
+        `_Seen` comes back, with its bytes if they are to be kept and fit in one part, and the
+        memory for it is `held`.
         """
         record = BundleRecord.from_tags(await self._storage.get_tags(bundle_id))
         if record is None or record.expired(self._clock()):
@@ -218,16 +219,18 @@ class Bundles:
             if not same(record.receipt, receipt(proof, bundle_id)):
                 raise InvalidHmac
             return record, None
-        verification, held = Verification(proof.key), list[bytes]()
+        lease = held.enter_context(await self._memory.parts.take(self._part_size))
+        verification, chunks = Verification(proof.key), list[bytes]()
         async with aclosing(await self._storage.open(bundle_id)) as stored:
             keep = keep and stored.stat.size <= self._part_size
+            lease.shrink(max(stored.stat.size, OPEN_BODY) if keep else OPEN_BODY)
             async for chunk in stored:
                 verification.update(chunk)
                 if keep:
-                    held.append(chunk)
+                    chunks.append(chunk)
         if not verification.holds(proof.hmac):
             raise InvalidHmac
-        return record, _Seen(stored.stat, held if keep else None)
+        return record, _Seen(stored.stat, chunks if keep else None)
 
     async def _content(
         self, bundle_id: UUID, wanted: Wanted, seen: "_Seen | None"
@@ -238,8 +241,8 @@ class Bundles:
             return stored.stat, stored, None
         stat = seen.stat if seen else await self._storage.head(bundle_id)
         part = wanted.of(stat)
-        if seen is not None and seen.held is not None:
-            return stat, _Held(seen.held, part or range(stat.size)), part
+        if seen is not None and seen.chunks is not None:
+            return stat, InMemory(seen.chunks, part or range(stat.size)), part
         return stat, await self._storage.open(bundle_id, etag=stat.etag, part=part), part
 
     async def _note(self, bundle_id: UUID, record: BundleRecord) -> None:
@@ -273,45 +276,7 @@ class Bundles:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A bundle that was read to check its proof; `held` where its bytes were kept."""
+    """A bundle that was read to check its proof; `chunks` where its bytes were kept."""
 
     stat: Stat
-    held: list[bytes] | None
-
-
-class _Held:
-    """A part of a verified bundle that is in memory already."""
-
-    def __init__(self, chunks: list[bytes], part: range) -> None:
-        self._chunks = chunks
-        self._part = part
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        start, stop = self._part.start, self._part.stop
-        for chunk in self._chunks:
-            if piece := chunk[max(start, 0) : max(stop, 0)]:
-                yield piece
-            start, stop = start - len(chunk), stop - len(chunk)
-
-    async def aclose(self) -> None:
-        self._chunks.clear()
-
-
-class _HoldingLast:
-    """Content whose last bytes wait until something is done, or for `RECEIPT_TIMEOUT`."""
-
-    def __init__(self, content: Content, until: asyncio.Task[None]) -> None:
-        self._content = content
-        self._until = until
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        last = b""
-        async for chunk in self._content:
-            if last:
-                yield last
-            last = chunk
-        await asyncio.wait([self._until], timeout=RECEIPT_TIMEOUT)
-        yield last
-
-    async def aclose(self) -> None:
-        await self._content.aclose()
+    chunks: list[bytes] | None

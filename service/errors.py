@@ -9,6 +9,7 @@ The tree:
     ├── NotFound                                                     no bundle to be had there
     ├── BundleTooLarge, UploadTimeout                                the upload was given up
     ├── DigestMismatch, HmacMismatch                                 it is not what was announced
+    ├── Overloaded                                                   no memory was free in time
     └── StorageUnavailable                                           S3 failed; nothing is known
 
     SettingsError, AddressInUse, BucketError                         said at the command line
@@ -121,6 +122,13 @@ class RangeNotSatisfiable(HistoryError):
     def __init__(self, size: int) -> None:
         super().__init__(f"The bundle is {size} bytes long: ask for a range within it.")
         self.size = size
+
+
+class Overloaded(HistoryError):
+    """The memory budget had nothing free for as long as the queue time-out."""
+
+    code = "overloaded"
+    sentence = "This server has its hands full: try again shortly."
 
 
 class StorageUnavailable(HistoryError):

@@ -30,11 +30,13 @@ STATUS = {
     "digest_mismatch": 422,
     "hmac_mismatch": 422,
     "internal_error": 500,
+    "overloaded": 503,
     "storage_unavailable": 503,
 }
 
 _HEADERS = {
     "invalid_hmac": {"WWW-Authenticate": "XMTP-HMAC-SHA256"},
+    "overloaded": {"Retry-After": "5"},
     "storage_unavailable": {"Retry-After": "5"},
 }
 

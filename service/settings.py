@@ -132,6 +132,10 @@ class Settings(BaseSettings):
     part_size: Annotated[
         Bytes, AfterValidator(_between(5 << 20, 5 << 30, "from 5MiB to 5GiB (S3's bounds)"))
     ] = 8 << 20
+    memory_budget: Annotated[Bytes, AfterValidator(_between(1, 1 << 50, "at least 1MiB"))] = (
+        256 << 20
+    )
+    queue_timeout: Timeout = 10
     read_timeout: Timeout = 30
     drain_timeout: Timeout = 30
     host: Annotated[str, AfterValidator(_matching(r"\S+", "an address to listen on"))] = "0.0.0.0"
@@ -150,6 +154,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"HISTORY_PART_SIZE: should be at least {-(-self.max_bundle_size // MAX_PARTS)}B "
                 f"for this HISTORY_MAX_BUNDLE_SIZE, as S3 takes {MAX_PARTS} parts"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _two_parts_fit(self) -> Self:
+        if self.memory_budget < 2 * self.part_size:
+            raise ValueError(
+                f"HISTORY_MEMORY_BUDGET: should be at least two parts of HISTORY_PART_SIZE, "
+                f"{2 * self.part_size}B"
             )
         return self
 

@@ -50,8 +50,6 @@ _CONFIG = AioConfig(
     connect_timeout=5,
     read_timeout=30,
     retries={"mode": "standard", "total_max_attempts": 3},
-    # The pool must never be a queue: a transfer may hold two connections at once.
-    max_pool_connections=1024,
     # Ceph answers 400 to checksum trailers.
     request_checksum_calculation="when_required",
     response_checksum_validation="when_required",
@@ -59,15 +57,17 @@ _CONFIG = AioConfig(
 
 
 @asynccontextmanager
-async def connect(region: str | None = None) -> AsyncIterator[S3Client]:
-    """Open the S3 client of a process; everything but `region` is botocore's own configuration.
+async def connect(region: str | None = None, *, connections: int = 10) -> AsyncIterator[S3Client]:
+    """Open the S3 client of a process; all but `region` is botocore's own configuration.
 
-    Raises `SettingsError` where that configuration is none.
+    `connections` are pooled at most. The pool must never be a queue: a transfer may hold two.
+    Raises `SettingsError` where botocore's configuration is none.
     """
+    config = _CONFIG.merge(AioConfig(max_pool_connections=connections))
     async with AsyncExitStack() as stack:
         try:
             session = aioboto3.Session(region_name=region)
-            client = await stack.enter_async_context(session.client("s3", config=_CONFIG))
+            client = await stack.enter_async_context(session.client("s3", config=config))
         except (BotoCoreError, ValueError) as error:
             raise SettingsError([f"AWS's settings: {error}"]) from error
         # A round trip before every body, which not every store answers.

@@ -6,6 +6,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 from uuid import UUID, uuid4
 
+from service.budget import SLOT, Lease, Memory
 from service.errors import StorageUnavailable
 
 _log = logging.getLogger(__name__)
@@ -27,18 +28,19 @@ class Sink(Protocol):
 
 
 class Upload:
-    """`write` and `finish`, or `undo` after anything else; at most two part buffers are held.
+    """`begin`, `write` and `finish`, or `undo` after anything else.
 
-    `first_part` and `part_size` are bytes, the first one less only for a bundle that fits in it.
+    It holds one part buffer (of `part_size` bytes), and a second one if that is free at once.
     """
 
-    def __init__(self, sink: Sink, *, first_part: int, part_size: int) -> None:
+    def __init__(self, sink: Sink, memory: Memory, *, part_size: int) -> None:
         self.bundle_id = uuid4()
         self.size = 0
         self._sink = sink
+        self._memory = memory
         self._part_size = part_size
-        self._buffer = memoryview(bytearray(first_part))
-        self._spare: memoryview | None = None
+        self._leases: list[Lease] = []
+        self._buffer = self._spare = memoryview(b"")
         self._filled = 0
         self._multipart = False
         self._upload: str | None = None
@@ -46,12 +48,23 @@ class Upload:
         self._sending: asyncio.Task[str] | None = None
         self._making: asyncio.Future[Any] | None = None
 
+    async def begin(self, length: int | None) -> None:
+        """Wait for memory, before anything is read: for a part, or as much as is declared.
+
+        What declares nothing begins in a small slot, as most of it is small. Raises `Overloaded`.
+        """
+        if length is None:
+            self._leases.append(await self._memory.slots.take(SLOT))
+            self._buffer = memoryview(bytearray(SLOT))
+        else:
+            await self._take_part(min(length, self._part_size))
+
     async def write(self, chunk: bytes) -> None:
         """Take the next bytes of the bundle; a full part is sent off only when more comes."""
         rest = memoryview(chunk)
         while rest:
             if self._filled == len(self._buffer):
-                await self._send_part()
+                await self._make_room()
             taken = min(len(rest), len(self._buffer) - self._filled)
             self._buffer[self._filled : self._filled + taken] = rest[:taken]
             self._filled += taken
@@ -66,11 +79,13 @@ class Upload:
         """
         if self._upload is None:
             await self._make(self._sink.put(self.bundle_id, self._buffer[: self._filled], tags))
-            return
-        await self._send_part()
-        await self._part_sent()
-        await self._make(self._sink.complete_upload(self.bundle_id, self._upload, self._etags))
-        await self._make(self._sink.put_tags(self.bundle_id, tags))
+        else:
+            await self._part_sent()
+            self._send_part(self._upload)
+            await self._part_sent()
+            await self._make(self._sink.complete_upload(self.bundle_id, self._upload, self._etags))
+            await self._make(self._sink.put_tags(self.bundle_id, tags))
+        self._release()
 
     async def undo(self) -> None:
         """Leave nothing in S3, whatever of it had been begun."""
@@ -80,6 +95,7 @@ class Upload:
             *(task for task in (self._sending, self._making) if task is not None),
             return_exceptions=True,
         )
+        self._release()
         calls = [self._sink.delete] if self._making is not None else []
         if self._multipart:
             calls.insert(0, self._sink.abort_uploads)
@@ -89,18 +105,47 @@ class Upload:
             except StorageUnavailable:
                 _log.warning("what is left of a failed upload is left to the bucket's lifecycle")
 
-    async def _send_part(self) -> None:
+    def _release(self) -> None:
+        self._buffer = self._spare = memoryview(b"")
+        for lease in self._leases:
+            lease.release()
+
+    async def _make_room(self) -> None:
+        """Have a buffer with room in it: a larger one, or an empty one."""
+        if len(self._buffer) < self._part_size:
+            await self._outgrow_slot()
+            return
         if self._upload is None:
             self._multipart = True
             self._upload = await self._make(self._sink.create_upload(self.bundle_id))
         await self._part_sent()
-        body = self._buffer[: self._filled]
+        self._send_part(self._upload)
+        if not self._spare and (lease := self._memory.parts.take_now(self._part_size)):
+            self._leases.append(lease)
+            self._spare = memoryview(bytearray(self._part_size))
+        if not self._spare:
+            # The one buffer there is must be sent before it can be filled again.
+            await self._part_sent()
+            return
+        self._buffer, self._spare = self._spare, self._buffer
+
+    async def _outgrow_slot(self) -> None:
+        """Go on in a part; waiting for it, this upload holds no part that others wait for."""
+        begun, self._buffer = self._buffer, memoryview(b"")
+        [slot], self._leases = self._leases, []
+        with slot:
+            await self._take_part(self._part_size)
+            self._buffer[: len(begun)] = begun
+
+    async def _take_part(self, size: int) -> None:
+        self._leases.append(await self._memory.parts.take(size))
+        self._buffer = memoryview(bytearray(size))
+
+    def _send_part(self, upload: str) -> None:
         self._sending = asyncio.create_task(
-            self._sink.upload_part(self.bundle_id, self._upload, len(self._etags) + 1, body)
-        )
-        self._buffer, self._spare = (
-            self._spare or memoryview(bytearray(self._part_size)),
-            self._buffer,
+            self._sink.upload_part(
+                self.bundle_id, upload, len(self._etags) + 1, self._buffer[: self._filled]
+            )
         )
         self._filled = 0
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from service.budget import Memory
 from service.bundles import Bundles
 from service.claim import Claim
 from service.storage import S3Storage, connect
@@ -52,11 +53,13 @@ def run(
     async def main() -> None:
         async with connect() as client:
             storage = Held(client, bucket=service.bucket, prefix=service.prefix)
+            memory = Memory(2 * PART, timeout=1)
             bundles = Bundles(
-                storage, part_size=PART, limit=1 << 30, retention=60, require_hmac=True
+                storage, memory, part_size=PART, limit=1 << 30, retention=60, require_hmac=True
             )
             await test(bundles, storage)
             await bundles.close()
+            assert memory.parts.in_use == memory.slots.in_use == 0
 
     with aws_environment(store):
         asyncio.run(asyncio.wait_for(main(), 20))

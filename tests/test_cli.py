@@ -52,7 +52,7 @@ def serving(*arguments: str, **variables: str) -> Iterator[tuple[str, subprocess
         text=True,
     )
     with process:
-        watchdog = threading.Timer(60, process.kill)
+        watchdog = threading.Timer(110, process.kill)
         watchdog.start()
         try:
             assert process.stdout is not None

@@ -55,7 +55,7 @@ def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
             ),
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=100,
             check=False,
         )
     assert said.returncode == 0, said.stderr

@@ -119,6 +119,12 @@ def test_more_parts_than_s3_takes(monkeypatch: pytest.MonkeyPatch) -> None:
         settings.load()
 
 
+def test_a_budget_below_two_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HISTORY_MEMORY_BUDGET", "15MiB")
+    with pytest.raises(SettingsError, match="HISTORY_MEMORY_BUDGET: should be at least two parts"):
+        settings.load()
+
+
 def test_defaults_of_a_caller_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.load(bucket="another").bucket == "a-bucket"
     monkeypatch.delenv("HISTORY_BUCKET")

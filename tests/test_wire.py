@@ -55,6 +55,23 @@ def test_an_answer_before_the_bodys_end_arrives_whole(
     assert answer.headers["Connection"] == "close"
 
 
+def test_overload_is_said_before_the_body_is_read(serve: Serve) -> None:
+    """Two slow uploads hold all there is; a third is refused in time, then served again."""
+    service = serve(memory_budget=10 * MIB, part_size=5 * MIB, queue_timeout="1s")
+    head = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 5242880\r\n\r\n"
+    with dial(service.url) as one, dial(service.url) as other:
+        for connection in (one, other):
+            connection.sendall(head + b"some")
+        until(lambda: service.http.get("/healthz").status_code == 200)
+        answer = raw_request(service.url, head)
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b"retry-after: " in answer
+        assert problem_code(answer) == b"overloaded"
+        unknown = service.http.post("/upload", content=iter([b"small ones have room"]))
+        assert unknown.status_code == 200
+    until(lambda: service.http.post("/upload", content=bytes(5 * MIB)).status_code == 200)
+
+
 def test_lingering_is_bounded(service: Service) -> None:
     """A client that neither reads on nor hangs up is left after two seconds."""
     began = time.monotonic()

@@ -1,0 +1,100 @@
+"""What takes too long for every change, at full size: `make soak`."""
+
+import asyncio
+import os
+from collections import Counter
+from contextlib import suppress
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from tests.clients import sign
+from tests.conftest import aws_environment
+from tests.stores import Store
+from tests.test_cli import memory, serving
+
+pytestmark = pytest.mark.soak
+
+MIB = 1 << 20
+KEY = "a signing key"
+
+
+@pytest.mark.parametrize("idle", [0, 5000])
+def test_memory_stays_within_its_budget(store: Store, s3: Any, idle: int) -> None:
+    """200 uploads of 12 MiB and 200 first downloads of 7 MiB at once, in a budget of 64 MiB."""
+    bucket = f"history-{uuid4()}"
+    s3.create_bucket(Bucket=bucket)
+    with (
+        aws_environment(store) as variables,
+        serving(HISTORY_BUCKET=bucket, HISTORY_MEMORY_BUDGET="64MiB", **variables) as (
+            url,
+            process,
+            _,
+        ),
+    ):
+        before = memory(process, "VmRSS")
+        outcomes = asyncio.run(asyncio.wait_for(rush(url, idle), 300))
+        peak = memory(process, "VmHWM")
+    print(f"\n{idle} idle: {dict(outcomes)}, {before / MIB:.0f} MiB before, peak {peak / MIB:.0f}")
+    assert outcomes["other"] == 0
+    assert outcomes["upload 200"]
+    assert outcomes["download 200"]
+    assert peak <= (64 + 160) * MIB
+
+
+async def rush(url: str, idle: int) -> Counter[str]:
+    """All at once; what came of each."""
+    outcomes: Counter[str] = Counter()
+    small, large = os.urandom(7 * MIB), os.urandom(12 * MIB)
+    proof = sign(KEY, small)
+    host, port = url.removeprefix("http://").split(":")
+    idlers = [await asyncio.open_connection(host, int(port)) for _ in range(idle)]
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=280, trust_env=False, limits=limits) as http:
+        headers = {"X-HMAC": proof["X-HMAC"]}
+        answers = [await http.post("/upload", content=small, headers=headers) for _ in range(200)]
+
+        async def upload() -> None:
+            status, head = await send_and_listen(host, int(port), large)
+            known = status == 200 or (status == 503 and b"\r\nretry-after: " in head)
+            outcomes[f"upload {status}" if known else "other"] += 1
+
+        async def download(bundle_id: str) -> None:
+            answer = await http.get(f"/files/{bundle_id}", headers=proof)
+            whole = answer.status_code == 200 and answer.content == small
+            known = whole or (answer.status_code == 503 and "Retry-After" in answer.headers)
+            outcomes[f"download {answer.status_code}" if known else "other"] += 1
+
+        await asyncio.gather(
+            *(upload() for _ in range(200)), *(download(answer.text) for answer in answers)
+        )
+    for _, writer in idlers:
+        writer.close()
+    return outcomes
+
+
+async def send_and_listen(host: str, port: int, bundle: bytes) -> tuple[int, bytes]:
+    """Upload in chunks, but stop where the answer comes first, as good clients do."""
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(b"POST /upload HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    head = asyncio.create_task(reader.readuntil(b"\r\n\r\n"))
+    with suppress(ConnectionError):
+        for at in range(0, len(bundle), 64 * 1024):
+            piece = bundle[at : at + 64 * 1024]
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            drained = asyncio.ensure_future(writer.drain())
+            await asyncio.wait((head, drained), return_when=asyncio.FIRST_COMPLETED)
+            if head.done():
+                drained.cancel()
+                break
+        else:
+            writer.write(b"0\r\n\r\n")
+    try:
+        answer = await head
+        return int(answer.split()[1]), answer
+    except (ConnectionError, asyncio.IncompleteReadError):
+        return 0, b""
+    finally:
+        writer.close()
