@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 LOCALSTACK := .venv-localstack
 UV := uv==0.13.9
 
+# Compiled modules are worth keeping: the tests start many processes.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: run test soak bench lint format clean lock localstack
 
 run: $(VENV)/ready  ## the service with an S3 of its own, in memory

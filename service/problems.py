@@ -40,6 +40,13 @@ _HEADERS = {
     "storage_unavailable": {"Retry-After": "5"},
 }
 
+_TITLES = {
+    # As RFC 9110 has them: Python's own change with its version.
+    413: "Content Too Large",
+    416: "Range Not Satisfiable",
+    422: "Unprocessable Content",
+}
+
 _ROUTING = {
     404: ("not_found", "There is nothing at this path: see / for what this server offers."),
     405: ("method_not_allowed", "Use one of the methods in Allow."),
@@ -54,7 +61,7 @@ def problem(code: str, detail: str, headers: Mapping[str, str] | None = None) ->
     status = STATUS[code]
     body = {
         "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
+        "title": _TITLES.get(status) or HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
         "code": code,

@@ -243,10 +243,12 @@ COLOURS = """
 
 
 @in_chromium
-@pytest.mark.parametrize("width", [1280, 390, 320])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390), ("light", 320)],
+)
 def test_how_it_looks(
-    chromium: webdriver.Chrome, service: Service, tmp_path: Path, width: int, scheme: str
+    chromium: webdriver.Chrome, service: Service, tmp_path: Path, scheme: str, width: int
 ) -> None:
     chromium.execute_cdp_cmd(
         "Emulation.setEmulatedMedia",
