@@ -24,6 +24,9 @@ from tests.stores import Store
 FROM_ENVIRONMENT = stores.from_environment()
 """The store named by AWS_ENDPOINT_URL_S3: with it, every test runs against that one."""
 
+SMALL_PART = 5 << 20
+"""S3 takes none smaller: most tests use it, as it is quicker to fill than the default."""
+
 GROUPS = {name: pytest.mark.xdist_group(name) for name in ("localstack", "ceph")}
 
 for _name in [name for name in os.environ if name.startswith(("AWS_", "HISTORY_"))]:
@@ -246,8 +249,8 @@ def serve(store: Store, s3: Any) -> Iterator[Serve]:
 
 @pytest.fixture(scope="session")
 def service(store: Store, s3: Any) -> Iterator[Service]:
-    """A service with default settings, shared by all tests on the same store."""
+    """A service with the smallest parts there are, shared by all tests on the same store."""
     config = Settings(bucket=f"history-{uuid4()}")
     make_bucket(store, config)
-    with running_service(store, s3, bucket=config.bucket) as running:
+    with running_service(store, s3, bucket=config.bucket, part_size=SMALL_PART) as running:
         yield running

@@ -15,12 +15,12 @@ import pytest
 
 from service.proof import Proof, receipt
 from tests.clients import raw_request, sign, until
-from tests.conftest import Serve, Service, running_service
+from tests.conftest import SMALL_PART, Serve, Service, running_service
 from tests.proxy import Fault, Proxy, Respond, Truncate
 from tests.stores import Store
 
 KEY = "a signing key"
-PART = 8 << 20
+PART = SMALL_PART
 SIZES = [1000, PART + 1000]
 
 
@@ -109,7 +109,7 @@ def requests(proxy: Proxy) -> list[tuple[str, int]]:
 
 def test_what_is_read_of_s3(store: Store, proxy: Proxy, serve: Serve) -> None:
     """Twice without a receipt, then once; where the tags refuse, or a range is wanted, not all."""
-    service = serve(endpoint_url=proxy.url)
+    service = serve(endpoint_url=proxy.url, part_size=PART)
     bundle = content(2 * PART)
     proof = sign(KEY, bundle)
     bundle_id = service.upload(bundle, proof["X-HMAC"])
@@ -139,7 +139,7 @@ def test_what_is_read_of_s3(store: Store, proxy: Proxy, serve: Serve) -> None:
 def test_a_receipt_that_cannot_be_kept_costs_nothing_else(
     store: Store, proxy: Proxy, serve: Serve
 ) -> None:
-    service = serve(endpoint_url=proxy.url)
+    service = serve(endpoint_url=proxy.url, part_size=PART)
     for size in SIZES:
         bundle = content(size)
         bundle_id = service.upload(bundle, sign(KEY, bundle)["X-HMAC"])

@@ -13,21 +13,21 @@ import minio
 import pytest
 
 from tests.clients import dial, raw_request, sign, until
-from tests.conftest import Serve, Service
+from tests.conftest import SMALL_PART, Serve, Service
 from tests.stores import Store
 
 pytestmark = pytest.mark.every_store
 
 KEY = "a signing key"
 MIB = 1 << 20
-PART = 8 * MIB
+PART = SMALL_PART
 
 
 def content(size: int) -> bytes:
     return random.Random(size).randbytes(size)
 
 
-@pytest.mark.parametrize("size", [1, 100_000, PART - 1, PART, PART + 1, 2 * PART, 17 * MIB])
+@pytest.mark.parametrize("size", [1, 100_000, PART - 1, PART, PART + 1, 2 * PART, 11 * MIB])
 def test_what_goes_in_comes_out(service: Service, size: int) -> None:
     bundle = content(size)
     bundle_id = service.upload(bundle, sign(KEY, bundle)["X-HMAC"])
@@ -164,7 +164,7 @@ def test_a_key_of_any_bytes(service: Service) -> None:
 
 
 def test_without_require_hmac_the_id_opens_what_has_no_hmac(serve: Serve) -> None:
-    service = serve(require_hmac=False)
+    service = serve(require_hmac=False, part_size=PART)
     bundle = content(PART + 1)
     open_id = service.upload(bundle)
     guarded_id = service.upload(bundle, sign(KEY, bundle)["X-HMAC"])
@@ -184,7 +184,7 @@ def test_without_require_hmac_the_id_opens_what_has_no_hmac(serve: Serve) -> Non
 
 def test_expiry_is_exact_and_unmoved_by_tagging(serve: Serve) -> None:
     now = time.time()
-    service = serve(retention="1h", clock=lambda: now)
+    service = serve(retention="1h", part_size=PART, clock=lambda: now)
     bundle = content(PART + 1)
     bundle_id = service.upload(bundle, sign(KEY, bundle)["X-HMAC"])
     tags = service.tags(bundle_id)

@@ -8,12 +8,12 @@ import httpx
 import pytest
 
 from tests.clients import sign, until
-from tests.conftest import Service, running_service
+from tests.conftest import SMALL_PART, Serve, Service, running_service
 from tests.proxy import Fault, Proxy, Reset, Respond, Swallow, Truncate
 from tests.stores import Store
 
 KEY = "a signing key"
-PART = 8 << 20
+PART = SMALL_PART
 SMALL, LARGE = (random.Random(7).randbytes(size) for size in (1000, 2 * PART + 1000))
 DOWN, REFUSED = Respond(503, "ServiceUnavailable"), Respond(403, "AccessDenied")
 WRITES = {
@@ -29,7 +29,7 @@ WRITES = {
 def shared(store: Store, s3: Any) -> Iterator[tuple[Service, Proxy]]:
     with (
         Proxy(store.endpoint_url) as proxy,
-        running_service(store, s3, endpoint_url=proxy.url) as service,
+        running_service(store, s3, endpoint_url=proxy.url, part_size=PART) as service,
     ):
         yield service, proxy
 
@@ -83,6 +83,17 @@ def test_the_fewest_requests(proxied: Service, proxy: Proxy) -> None:
     assert operations(proxy) == ["GetObjectTagging", "GetObject", "GetObject"]
     assert proxy.requests[2].headers["if-match"].startswith('"')
     assert not any("expect" in request.headers for request in proxy.requests)
+
+
+def test_8_mib_are_one_part(store: Store, serve: Serve) -> None:
+    """By default, that is; one byte more makes two."""
+    with Proxy(store.endpoint_url) as proxy:
+        service = serve(endpoint_url=proxy.url)
+        proxy.requests.clear()
+        service.upload(bytes(8 << 20))
+        assert operations(proxy) == ["PutObject"]
+        service.upload(bytes((8 << 20) + 1))
+        assert operations(proxy).count("UploadPart") == 2
 
 
 def test_where_the_tag_refuses_no_body_is_read(proxied: Service, proxy: Proxy) -> None:
@@ -216,7 +227,7 @@ def test_s3_gone(proxied: Service, proxy: Proxy) -> None:
     assert proxied.fetch(bundle_id, sign(KEY, SMALL)).content == SMALL
 
 
-@pytest.mark.parametrize("action", [Truncate(9 << 20), Reset(9 << 20)])
+@pytest.mark.parametrize("action", [Truncate(6 << 20), Reset(6 << 20)])
 def test_s3_breaking_off_after_the_status_line_cuts_the_connection(
     proxied: Service, proxy: Proxy, action: Truncate | Reset
 ) -> None:
