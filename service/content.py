@@ -44,14 +44,16 @@ class Held:
         self._memory = memory
         self._noted = noted
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return aiter(self._content) if self._noted is None else self._until(self._noted)
+
+    async def _until(self, noted: asyncio.Task[None]) -> AsyncIterator[bytes]:
         last = b""
         async for chunk in self._content:
             if last:
                 yield last
             last = chunk
-        if self._noted is not None:
-            await asyncio.wait([self._noted], timeout=RECEIPT_TIMEOUT)
+        await asyncio.wait([noted], timeout=RECEIPT_TIMEOUT)
         yield last
 
     async def aclose(self) -> None:

@@ -1,7 +1,8 @@
 """The time to the first byte of a 100 MiB bundle with a receipt, against that of bare S3 calls.
 
 Both from this process, by turns, so that drift hits both: GetObjectTagging, then GetObject up to
-its first byte, with aioboto3; and GET /files/{id} from a service that runs as a process of its own.
+its first byte, with aioboto3; and GET /files/{id}, with the aiohttp that is below it, from a
+service that runs as a process of its own.
 The store is moto, or that of AWS_ENDPOINT_URL_S3.
 """
 
@@ -11,7 +12,7 @@ import time
 from contextlib import nullcontext
 from uuid import uuid4
 
-import httpx
+import aiohttp
 
 from service.storage import connect
 from tests import stores
@@ -30,10 +31,11 @@ async def measure(url: str, bucket: str) -> tuple[list[float], list[float]]:
     direct, through = [], []
     async with (
         connect() as s3,
-        httpx.AsyncClient(base_url=url, timeout=60, trust_env=False) as http,
+        aiohttp.ClientSession(url) as http,
     ):
-        answer = await http.post("/upload", content=bundle, headers=proof)
-        where = {"Bucket": bucket, "Key": f"bundles/{answer.text}"}
+        async with http.post("/upload", data=bundle, headers=proof) as answer:
+            bundle_id = await answer.text()
+        where = {"Bucket": bucket, "Key": f"bundles/{bundle_id}"}
         for _ in range(ROUNDS):
             began = time.perf_counter()
             await s3.get_object_tagging(Bucket=where["Bucket"], Key=where["Key"])
@@ -42,9 +44,10 @@ async def measure(url: str, bucket: str) -> tuple[list[float], list[float]]:
             direct.append(time.perf_counter() - began)
             got["Body"].close()
             began = time.perf_counter()
-            async with http.stream("GET", f"/files/{answer.text}", headers=proof) as stream:
-                await anext(stream.aiter_raw())
-                through.append(time.perf_counter() - began)
+            stream = await http.get(f"/files/{bundle_id}", headers=proof)
+            await stream.content.read(1)
+            through.append(time.perf_counter() - began)
+            stream.close()
     return direct, through
 
 
