@@ -121,6 +121,9 @@ class _Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self.conn.their_state is h11.SEND_BODY:
+            # Take no more before the application asks: uvicorn would hold some for each client.
+            self.flow.pause_reading()
         if self.conn.their_state is not h11.IDLE:
             self._head_is_there()
         elif self._deadline is None:
