@@ -57,6 +57,8 @@ def test_not_satisfiable(header: str) -> None:
         ('W/"etag"', False),
         ("Sun, 06 Nov 1994 08:49:38 GMT", False),
         ("Sun, 06 Nov 1994 08:49:36 GMT", False),
+        ("Sun, 06 Nov 1994 08:49:37 -0000", False),
+        ("Sun, 06 Nov 1994 08:49:37 +" + "9" * 30, False),
         ("yesterday", False),
         ("", False),
     ],
