@@ -88,6 +88,26 @@ def test_refused(body: bytes, content_type: bytes) -> None:
         parse(body, [], content_type)
 
 
+def test_a_bundle_full_of_the_boundary_is_refused_before_it_costs_much() -> None:
+    """The parser takes a microsecond over each: half a second for a MiB of this one."""
+    refused = form(part("file", b"\r\n--%b-" % BOUNDARY * ENVELOPE))[: 2 * ENVELOPE]
+    with pytest.raises(MalformedForm, match="full of its boundary"):
+        parse(refused, [])
+    with pytest.raises(MalformedForm, match="closing boundary"):
+        parse(refused[: ENVELOPE // 2], [])
+
+
+def test_a_content_type_without_end_is_refused() -> None:
+    with pytest.raises(MalformedForm, match="Content-Type"):
+        parse(form(part("file", b"bundle")), [], TYPE + b";" * 60_000)
+
+
+@pytest.mark.parametrize("cuts", [[], [2]])
+def test_what_follows_an_empty_line_is_no_form_however_it_is_cut(cuts: list[int]) -> None:
+    with pytest.raises(MalformedForm):
+        parse(b"\r\na preamble" + form(part("file", b"bundle")), cuts)
+
+
 @given(st.binary(max_size=500), st.lists(st.integers(0, 500), max_size=5))
 def test_garbage_is_refused_and_nothing_else_happens(garbage: bytes, cuts: list[int]) -> None:
     with pytest.raises(MalformedForm):
