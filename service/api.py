@@ -47,7 +47,7 @@ class State(TypedDict):
 async def index(request: Request[State]) -> Response:
     """`GET /`: a line for load balancers and probes; for browsers a page without a script."""
     headers = {"Vary": "Accept", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-    if not pages.prefers_html(", ".join(request.headers.getlist("Accept"))):
+    if not pages.prefers_html(_lines(request, "Accept") or ""):
         return PlainTextResponse(f"message-history-server {__version__}\n", headers=headers)
     bundles = request.state["bundles"]
     page = pages.page(
@@ -120,9 +120,9 @@ async def fetch(request: Request[State]) -> Response:
     get = request.method == "GET"
     proof = _proof(request, required=bundles.require_hmac)
     wanted = Wanted(
-        request.headers.get("Range") if get else None,
-        request.headers.get("If-Match"),
-        request.headers.get("If-Range"),
+        _lines(request, "Range") if get else None,
+        _lines(request, "If-Match"),
+        _lines(request, "If-Range"),
     )
     bundle_id = _bundle_id(request)
     withdrawal = bundles.withdraw(bundle_id, proof, wanted, body=get)
@@ -133,7 +133,7 @@ async def fetch(request: Request[State]) -> Response:
 async def discard(request: Request[State]) -> Response:
     """`DELETE /files/{id}`: with the proof always; done when the bundle is gone."""
     proof = _proof(request, required=True)
-    wanted = Wanted(if_match=request.headers.get("If-Match"))
+    wanted = Wanted(if_match=_lines(request, "If-Match"))
     await request.state["bundles"].discard(_bundle_id(request), proof, wanted)
     return Response(status_code=204)
 
@@ -235,6 +235,12 @@ def _header(request: Request[State], name: str) -> bytes | None:
     return values[0].strip(b" \t") if values else None
 
 
+def _lines(request: Request[State], name: str) -> str | None:
+    """A header that may come in several lines, which are one list (RFC 9110, section 5.3)."""
+    lines = request.headers.getlist(name)
+    return ", ".join(lines) if lines else None
+
+
 def _claim(request: Request[State], *, form: bool) -> Claim:
     """What an upload's headers say of it."""
     hmac, key = _header(request, "X-HMAC"), _header(request, "X-SIGNING-KEY")
@@ -244,11 +250,10 @@ def _claim(request: Request[State], *, form: bool) -> Claim:
         raise MissingHeader("X-SIGNING-KEY")
     digests = []
     for name in ("Content-Digest", "Repr-Digest"):
-        # RFC 9110, section 5.3: a list may come in several lines.
-        if lines := request.headers.getlist(name):
+        if (lines := _lines(request, name)) is not None:
             if form:
                 raise MalformedHeader(f"Send {name} with the bare bundle: it would cover the form.")
-            digests.append(parse_digests(name, ", ".join(lines).encode("latin-1")))
+            digests.append(parse_digests(name, lines.encode("latin-1")))
     return Claim(
         None if hmac is None else parse_hmac(hmac), key, [digest for digest in digests if digest]
     )

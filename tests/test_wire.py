@@ -200,6 +200,19 @@ def test_a_proof_header_sent_twice(service: Service) -> None:
     assert problem_code(answer) == b"malformed_header"
 
 
+def test_a_list_in_several_lines(service: Service) -> None:
+    """RFC 9110, section 5.3: they are one; two ranges so are more than are served."""
+    bundle_id, proof = service.upload(b"bundle"), sign(KEY, b"bundle")
+    etag = service.head(bundle_id, proof).headers["ETag"]
+    for name, lines, expected in (
+        ("If-Match", ['"other"', etag], 200),
+        ("If-Match", ['"other"', '"another"'], 412),
+        ("Range", ["bytes=0-1", "bytes=2-3"], 200),
+    ):
+        headers = [*proof.items(), *((name, line) for line in lines)]
+        assert service.http.get(f"/files/{bundle_id}", headers=headers).status_code == expected
+
+
 def test_trailers_never_become_headers(service: Service) -> None:
     answer = raw_request(
         service.url,
