@@ -70,10 +70,9 @@ _ABSENT_AT_HEAD = {"404"}
 """An answer to HEAD has no body that could say more. Elsewhere, a bare 404 is not S3's."""
 
 _UNREACHABLE = "S3 cannot be reached"
-_NO_BUCKET = "make the bucket {bucket} with init-bucket, or set HISTORY_BUCKET to another"
+_AT_HEAD = {"403": "AccessDenied", "404": "NoSuchBucket"}
 _REMEDIES = {
-    "NoSuchBucket": _NO_BUCKET,
-    "404": _NO_BUCKET,
+    "NoSuchBucket": "make the bucket {bucket} with init-bucket, or set HISTORY_BUCKET to another",
     _UNREACHABLE: "check AWS_ENDPOINT_URL_S3 and the network",
 }
 _REFUSED = "check the credentials and what they permit on the bucket {bucket}"
@@ -196,7 +195,7 @@ class Calls:
         Of an error only its kind is said: its text may hold the URL, and that a bundle's id.
         """
         if isinstance(error, ClientError):
-            cause = error_code(error)
+            cause = _AT_HEAD.get(error_code(error), error_code(error))
             words = f"S3 refuses {operation}: {cause}"
         else:
             cause = _UNREACHABLE
