@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from service import trace
-from service.budget import Memory
+from service.budget import Memory, buffer
 from service.claim import Arrival, Claim
 from service.content import RECEIPT_TIMEOUT, Content, Held, InMemory
 from service.errors import (
@@ -231,17 +231,19 @@ class Bundles:
             self._decide("receipt", holds=same(record.receipt, receipt(proof, bundle_id)))
             return record, None
         lease = held.enter_context(await self._memory.parts.take(self._part_size))
-        verification, chunks = Verification(proof.key), list[bytes]()
+        verification = Verification(proof.key)
         async with aclosing(await self._storage.open(bundle_id)) as stored:
             fits = keep and stored.stat.size <= self._part_size
             lease.shrink(max(stored.stat.size, OPEN_BODY) if fits else OPEN_BODY)
+            bundle, at = buffer(stored.stat.size) if fits else None, 0
             async for chunk in stored:
                 verification.update(chunk)
-                if fits:
-                    chunks.append(chunk)
+                if bundle is not None:
+                    bundle[at : at + len(chunk)] = chunk
+                    at += len(chunk)
         way = "memory" if fits else "two_reads" if keep else "one_read"
         self._decide(way, holds=verification.holds(proof.hmac))
-        return record, _Seen(stored.stat, chunks if fits else None)
+        return record, _Seen(stored.stat, bundle)
 
     def _decide(self, way: str, *, holds: bool) -> None:
         """Count a verification. Raises `InvalidHmac` where the proof does not hold."""
@@ -258,8 +260,8 @@ class Bundles:
             return stored.stat, stored, None
         stat = seen.stat if seen else await self._storage.head(bundle_id)
         part = wanted.of(stat)
-        if seen is not None and seen.chunks is not None:
-            return stat, InMemory(seen.chunks, part or range(stat.size)), part
+        if seen is not None and seen.bundle is not None:
+            return stat, InMemory(seen.bundle, part or range(stat.size)), part
         return stat, await self._storage.open(bundle_id, etag=stat.etag, part=part), part
 
     async def _note(self, bundle_id: UUID, record: BundleRecord) -> None:
@@ -306,7 +308,7 @@ def _reason(error: BaseException) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A bundle that was read to check its proof; `chunks` where its bytes were kept."""
+    """A bundle that was read to check its proof, with its bytes where they were kept."""
 
     stat: Stat
-    chunks: list[bytes] | None
+    bundle: memoryview | None

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 from uuid import UUID, uuid4
 
 from service import trace
-from service.budget import SLOT, Lease, Memory
+from service.budget import SLOT, Lease, Memory, buffer
 from service.errors import StorageUnavailable
 
 _log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Upload:
         """
         if length is None:
             self._leases.append(await self._memory.slots.take(SLOT))
-            self._buffer = memoryview(bytearray(SLOT))
+            self._buffer = buffer(SLOT)
         else:
             await self._take_part(min(length, self._part_size))
 
@@ -123,7 +123,7 @@ class Upload:
         self._send_part(self._upload)
         if not self._spare and (lease := self._memory.parts.take_now(self._part_size)):
             self._leases.append(lease)
-            self._spare = memoryview(bytearray(self._part_size))
+            self._spare = buffer(self._part_size)
         if not self._spare:
             # The one buffer there is must be sent before it can be filled again.
             await self._part_sent()
@@ -140,7 +140,7 @@ class Upload:
 
     async def _take_part(self, size: int) -> None:
         self._leases.append(await self._memory.parts.take(size))
-        self._buffer = memoryview(bytearray(size))
+        self._buffer = buffer(size)
 
     def _send_part(self, upload: str) -> None:
         self._sending = asyncio.create_task(
