@@ -12,6 +12,7 @@
     claim, proof            pure: what an upload says of itself; HMACs, receipts, digests
     ranges, record          pure: ranges and conditions; a bundle's record ↔ tags, expiry
     budget                  the bytes that all transfers may hold
+    leftovers               what S3 would not remove at once, until it does
     settings, logs, errors  the environment, read once; log lines; the error tree
 
 Imports point downwards only. Who reads for the cryptography opens `proof`, for AWS `storage`.

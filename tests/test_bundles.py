@@ -9,6 +9,7 @@ import pytest
 from service.budget import Memory
 from service.bundles import Bundles
 from service.claim import Claim
+from service.errors import StorageUnavailable
 from service.storage import S3Storage, connect
 from tests.conftest import Service, aws_environment
 from tests.stores import Store
@@ -24,11 +25,14 @@ class Held(S3Storage):
         self.reached = asyncio.Event()
         self.answer = asyncio.Event()
         self.holds = {"put", "upload_part"}
+        self.fails = set[str]()
 
     async def _held(self, call: str) -> None:
         if call in self.holds:
             self.reached.set()
             await self.answer.wait()
+        if call in self.fails:
+            raise StorageUnavailable
 
     async def put(self, *arguments: Any) -> None:
         await super().put(*arguments)
@@ -43,6 +47,10 @@ class Held(S3Storage):
         await super().complete_upload(*arguments)
         await self._held("complete_upload")
 
+    async def delete(self, *arguments: Any) -> None:
+        await self._held("delete")
+        await super().delete(*arguments)
+
 
 def run(
     store: Store, service: Service, test: Callable[[Bundles, Held], Coroutine[Any, Any, None]]
@@ -51,6 +59,7 @@ def run(
     service.clear()
 
     async def main() -> None:
+        before = asyncio.all_tasks()
         async with connect() as client:
             storage = Held(client, bucket=service.bucket, prefix=service.prefix)
             memory = Memory(2 * PART, timeout=1)
@@ -59,6 +68,7 @@ def run(
             )
             await test(bundles, storage)
             await bundles.close()
+            assert asyncio.all_tasks() == before
             assert memory.parts.in_use == memory.slots.in_use == 0
 
     with aws_environment(store):
@@ -137,3 +147,41 @@ def test_closing_waits_for_deposits_that_are_being_cancelled(
     run(store, service, test)
     assert not service.objects()
     assert not service.multipart_uploads()
+
+
+@pytest.mark.parametrize("mebibytes", [1, 6])
+def test_what_waits_for_s3_to_come_back_holds_no_memory(
+    store: Store, service: Service, mebibytes: int
+) -> None:
+    """Four such deposits, one after the other, would not fit into it."""
+
+    async def test(bundles: Bundles, storage: Held) -> None:
+        storage.holds = set()
+        storage.fails = {"put", "complete_upload", "delete"}
+        for _ in range(4):
+            with pytest.raises(StorageUnavailable):
+                await bundles.deposit(pieces(mebibytes), Claim())
+        assert len(service.objects()) == 4
+        storage.fails = set()
+
+    run(store, service, test)
+    assert not service.objects()
+
+
+def test_closing_waits_for_s3_to_come_back_but_not_for_ever(
+    store: Store,
+    service: Service,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("service.bundles.CLEANUP_TIMEOUT", 0.2)
+
+    async def test(bundles: Bundles, storage: Held) -> None:
+        storage.holds = set()
+        storage.fails = {"put", "delete"}
+        with pytest.raises(StorageUnavailable):
+            await bundles.deposit(pieces(1), Claim())
+
+    run(store, service, test)
+    assert "left to the bucket's lifecycle" in caplog.text
+    service.clear()

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -9,7 +10,7 @@ import pytest
 
 from tests.clients import sign, until
 from tests.conftest import SMALL_PART, Serve, Service, running_service
-from tests.proxy import Fault, Proxy, Reset, Respond, Swallow, Truncate
+from tests.proxy import Delay, Fault, Proxy, Reset, Respond, Swallow, Truncate
 from tests.stores import Store
 
 KEY = "a signing key"
@@ -191,16 +192,32 @@ def test_an_upload_that_is_gone_before_it_is_aborted(proxied: Service, proxy: Pr
     refuses_and_leaves_nothing(proxied, proxy, Fault("UploadPart", REFUSED), LARGE)
 
 
-def test_what_cannot_be_undone_is_left_to_the_lifecycle(
+def test_what_cannot_be_undone_is_undone_as_soon_as_it_can_be(
     proxied: Service, proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    proxy.faults.append(Fault("ListMultipartUploads", REFUSED))
-    proxy.faults.append(Fault("UploadPart", REFUSED))
-    assert proxied.http.post("/upload", content=LARGE).status_code == 503
-    until(lambda: "left to the bucket's lifecycle" in caplog.text)
-    for key in proxied.multipart_uploads():
-        assert key.startswith("bundles/")
-    proxied.abort_all()
+    """However often S3 refuses; of that it says a word at the start, and none at each try."""
+    asked = Fault("ListMultipartUploads", REFUSED, times=None)
+    proxy.faults += [asked, Fault("DeleteObject", REFUSED, times=None)]
+    proxy.faults.append(Fault("PutObjectTagging", REFUSED, times=2))
+    for _ in range(2):
+        assert proxied.http.post("/upload", content=LARGE).status_code == 503
+    until(lambda: asked.struck >= 5)
+    assert len(proxied.objects()) == 2
+    proxy.faults.clear()
+    until(lambda: nothing_left(proxied))
+    assert caplog.text.count("it is asked until it does") == 1
+
+
+def test_what_an_outage_leaves_is_removed_after_it(proxied: Service, proxy: Proxy) -> None:
+    proxy.faults.append(Fault("UploadPart", Delay(60), after=1))
+    with ThreadPoolExecutor() as client:
+        upload = client.submit(proxied.http.post, "/upload", content=LARGE)
+        until(lambda: operations(proxy).count("UploadPart") == 2)
+        proxy.unplug()
+        assert upload.result().status_code == 503
+    assert proxied.multipart_uploads()
+    proxy.plug()
+    until(lambda: nothing_left(proxied))
 
 
 @pytest.mark.parametrize("operation", ["GetObjectTagging", "GetObject"])
