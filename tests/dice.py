@@ -41,6 +41,7 @@ OPERATIONS = (
 )
 """All that a service that runs asks of S3."""
 
+NOT_FOUND = Respond(404, "NoSuchBucket"), Respond(404, "NoSuchUpload")
 EDGES = [SLOT, SLOT, SMALL_PART, 2 * SMALL_PART]
 
 
@@ -61,11 +62,11 @@ CLAIMS: Mapping[Claimed, int] = {
     "wrong hmac": 10,
 }
 PROOFS: Mapping[Proven, int] = {
-    "right": 80,
-    "other key": 5,
-    "other hmac": 5,
-    "half": 5,
-    "none": 5,
+    "right": 70,
+    "other key": 12,
+    "other hmac": 12,
+    "half": 3,
+    "none": 3,
 }
 METHODS: Mapping[Method, int] = {"GET": 85, "HEAD": 15}
 SIZES = {"small": 60, "medium": 20, "edge": 12, "large": 8}
@@ -125,14 +126,14 @@ def transfer(dice: Random, told: Mapping[str, Bundle]) -> Transfer:
 
 
 def fault(dice: Random) -> Fault:
-    """Any action on any operation, once or a few times: thrice is more than is retried unseen.
+    """Any action on any operation, or on whatever comes next; once or a few times.
 
-    Only what S3 may say. A bare 404, which is all that HeadObject has, says that there is no
-    object; so it is never told.
+    Thrice is more than is retried unseen. It is only what S3 may say: a bare 404, which is all
+    that HeadObject has, would say that there is no object.
     """
-    operation = dice.choice(OPERATIONS)
+    operation = dice.choice((*OPERATIONS, None, None, None))
     struck = action(dice)
-    while operation == "HeadObject" and isinstance(struck, Respond) and struck.status == 404:
+    while operation in ("HeadObject", None) and struck in NOT_FOUND:
         struck = action(dice)
     return Fault(
         operation, struck, times=dice.choice((1, 1, 2, 3, 6)), after=dice.choice((0, 0, 1))
@@ -146,8 +147,7 @@ def action(dice: Random) -> Action:
             Respond(503, "SlowDown"),
             Respond(500, "InternalError"),
             Respond(403, "AccessDenied"),
-            Respond(404, "NoSuchBucket"),
-            Respond(404, "NoSuchUpload"),
+            *NOT_FOUND,
             ResetRequest(after),
             Reset(after),
             Truncate(after),
