@@ -2,7 +2,7 @@
 
 - A bundle whose id was told is there and identical, until a delete of it is tried.
 - Deleted means gone for ever. A delete that failed leaves the bundle, or does not.
-- A bundle that was sent whole by a client that did not wait for its id is there, or is not.
+- A bundle that was sent whole by a client that did not get to know its id is there, or is not.
 - Everything else is not there.
 """
 
@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from botocore.exceptions import ClientError
@@ -21,6 +21,8 @@ from tests.transfers import Answer, Bundle, Delete, Download, Transfer, Upload
 
 IMPATIENCE = 5.0
 """Seconds in which what must not be in the bucket has to be gone."""
+
+Weather = Literal["calm", "S3 fails", "the service ends"]
 
 REFUSED = {"other key": 401, "other hmac": 401, "half": 400, "none": 400}
 
@@ -35,24 +37,34 @@ class Ledger:
     unheard: set[str] = field(default_factory=set)  # digests
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def run(self, transfer: Transfer, url: str, *, calm: bool) -> None:
-        """`AssertionError` where a client sees what it must not; `calm` where S3 does not fail."""
+    def run(self, transfer: Transfer, url: str, weather: Weather) -> None:
+        """`AssertionError` where a client sees what it must not see in this weather."""
         if isinstance(transfer, Delete) and transfer.proven == "right":
             self.tried[transfer.bundle_id] += 1
         gone = isinstance(transfer, Download) and transfer.bundle_id in self.gone
         answer = transfer.run(url)
         assert answer.status != 500, answer.text
-        assert not calm or answer.status != 503, answer.text
+        assert weather != "calm" or answer.status != 503, answer.text
+        if weather != "the service ends" or answer.status:
+            self._judge(transfer, answer, calm=weather == "calm")
+            assert not (gone and answer.status in (200, 206)), "deleted, but there"
+        elif isinstance(transfer, Upload):
+            self._note_unheard(transfer, answer)
+        name = transfer.method if isinstance(transfer, Download) else type(transfer).__name__
+        self.outcomes[f"{name.upper()}, {transfer.manner.kind}", _outcome(answer)] += 1
+
+    def _judge(self, transfer: Transfer, answer: Answer, *, calm: bool) -> None:
         match transfer:
             case Upload():
                 self._judge_upload(transfer, answer)
             case Download():
                 self._judge_download(transfer, answer, calm=calm)
-                assert not (gone and answer.status in (200, 206)), "deleted, but there"
             case Delete():
                 self._judge_delete(transfer, answer)
-        name = transfer.method if isinstance(transfer, Download) else type(transfer).__name__
-        self.outcomes[f"{name.upper()}, {transfer.manner.kind}", _outcome(answer)] += 1
+
+    def _note_unheard(self, upload: Upload, answer: Answer) -> None:
+        if answer.sent_all and upload.honest:
+            self.unheard.add(hashlib.sha256(upload.bundle.content).hexdigest())
 
     def _judge_upload(self, upload: Upload, answer: Answer) -> None:
         manner, bundle = upload.manner, upload.bundle
@@ -65,8 +77,7 @@ class Ledger:
             self.told[answer.text] = bundle
         elif not manner.listens:
             assert not answer.status
-            if answer.sent_all and upload.honest:
-                self.unheard.add(hashlib.sha256(bundle.content).hexdigest())
+            self._note_unheard(upload, answer)
         elif manner.kind == "half-closes" and not answer.sent_all:
             assert answer.status in (0, 400, 503), answer
         else:

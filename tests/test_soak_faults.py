@@ -76,7 +76,7 @@ def rush(service: Service, proxy: Proxy, ledger: Ledger, throws: list[Random]) -
     def transfer(chance: Random) -> None:
         if chance.random() < 0.5:
             proxy.faults.append(dice.fault(chance))
-        ledger.run(dice.transfer(chance, dict(ledger.told)), service.url, calm=False)
+        ledger.run(dice.transfer(chance, dict(ledger.told)), service.url, "S3 fails")
 
     with ThreadPoolExecutor(AT_ONCE) as clients:
         for done in [clients.submit(transfer, chance) for chance in throws]:

@@ -5,8 +5,9 @@ of the service. `tests/ledger.py` knows what must come of it.
 """
 
 import random
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from random import Random, SystemRandom
 from typing import Any
 from uuid import uuid4
@@ -24,7 +25,7 @@ from hypothesis.stateful import (
 from tests import dice
 from tests.clients import until
 from tests.conftest import SMALL_PART, running_service
-from tests.ledger import Ledger
+from tests.ledger import Ledger, Weather
 from tests.proxy import Proxy
 from tests.stores import Store
 
@@ -65,17 +66,36 @@ class History(RuleBasedStateMachine):
             )
         )
 
-    def _begin(self, throws: int, count: int, *, calm: bool) -> list[Future[None]]:
+    @property
+    def _weather(self) -> Weather:
+        return "S3 fails" if self._proxy.faults else "calm"
+
+    @contextmanager
+    def _in_the_middle(
+        self, throws: int, count: int, requests: int, weather: Weather
+    ) -> Iterator[None]:
+        """Be where so many requests have come to S3 from transfers, unless these end before."""
+        seen = len(self._proxy.requests) + requests
+        running = self._begin(throws, count, weather)
+        until(
+            lambda: len(self._proxy.requests) >= seen or all(it.done() for it in running),
+            seconds=60,
+        )
+        yield
+        for it in running:
+            it.result()
+
+    def _begin(self, throws: int, count: int, weather: Weather) -> list[Future[None]]:
         made = [
             dice.transfer(Random(throws + number), self._ledger.told) for number in range(count)
         ]
         url = self._service.url
-        return [self._clients.submit(self._ledger.run, it, url, calm=calm) for it in made]
+        return [self._clients.submit(self._ledger.run, it, url, weather) for it in made]
 
     @rule(throws=THROWS, count=st.integers(1, 8))
     def transfers(self, throws: int, count: int) -> None:
         """At the same time."""
-        for running in self._begin(throws, count, calm=not self._proxy.faults):
+        for running in self._begin(throws, count, self._weather):
             running.result()
 
     @rule(throws=THROWS, count=st.integers(1, 3))
@@ -89,26 +109,19 @@ class History(RuleBasedStateMachine):
 
     @rule(throws=THROWS, count=st.integers(1, 8), requests=st.integers(1, 20))
     def outage(self, throws: int, count: int, requests: int) -> None:
-        """The store goes away in the middle of some transfers, until they have ended."""
-        seen = len(self._proxy.requests) + requests
-        running = self._begin(throws, count, calm=False)
-        until(
-            lambda: all(it.done() for it in running) or len(self._proxy.requests) >= seen,
-            seconds=60,
-        )
-        self._proxy.unplug()
-        for it in running:
-            it.result()
+        with self._in_the_middle(throws, count, requests, "S3 fails"):
+            self._proxy.unplug()
         self._proxy.plug()
         self.mend()
 
-    @rule(away=st.booleans())
-    def restart(self, away: bool) -> None:  # noqa: FBT001 - Hypothesis names it
+    @rule(throws=THROWS, count=st.integers(0, 4), requests=st.integers(0, 10), away=st.booleans())
+    def restart(self, throws: int, count: int, requests: int, *, away: bool) -> None:
         """It ends in order, and leaves nothing then, unless S3 does not let it clean up."""
         calm = not away and not self._proxy.faults
-        if away:
-            self._proxy.unplug()
-        self._running.close()
+        with self._in_the_middle(throws, count, requests, "the service ends"):
+            if away:
+                self._proxy.unplug()
+            self._running.close()
         self._proxy.plug()
         if calm:
             assert not self._ledger.strays(self._service)
