@@ -2,29 +2,34 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from email.utils import formatdate
 from typing import Any, Literal, TypedDict, TypeVar, overload
 from uuid import UUID
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from service import __version__, forms, pages
+from service import __version__, forms, metrics, pages, trace
 from service.bundles import Bundles, Released
 from service.claim import Claim
 from service.errors import (
+    ClientGone,
     MalformedHeader,
     MissingHeader,
     NotFound,
     StorageUnavailable,
     UploadTimeout,
 )
+from service.metrics import Metrics
+from service.pace import Pace
 from service.proof import Proof, digest_field, parse_digests, parse_hmac
 from service.ranges import Wanted
+from service.readiness import Readiness
 
 _T = TypeVar("_T")
 
@@ -33,6 +38,8 @@ class State(TypedDict):
     """What the lifespan opens and every request finds in its `state`."""
 
     bundles: Bundles
+    readiness: Readiness
+    metrics: Metrics
     read_timeout: float
     contract: str
 
@@ -40,7 +47,7 @@ class State(TypedDict):
 async def index(request: Request[State]) -> Response:
     """`GET /`: a line for load balancers and probes; for browsers a page without a script."""
     headers = {"Vary": "Accept", "Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-    if not pages.prefers_html(", ".join(request.headers.getlist("Accept"))):
+    if not pages.prefers_html(_lines(request, "Accept") or ""):
         return PlainTextResponse(f"message-history-server {__version__}\n", headers=headers)
     bundles = request.state["bundles"]
     page = pages.page(
@@ -61,7 +68,20 @@ async def contract(request: Request[State]) -> Response:
 
 
 async def alive(_: Request[State]) -> Response:
+    """`GET /healthz`: this process answers, whatever S3 does."""
     return PlainTextResponse("alive\n")
+
+
+async def ready(request: Request[State]) -> Response:
+    """`GET /readyz`: the bucket answers, and this process is not about to end; or 503."""
+    await request.state["readiness"].check()
+    return PlainTextResponse("ready\n")
+
+
+async def measured(request: Request[State]) -> Response:
+    """`GET /metrics`, for Prometheus."""
+    exposition = request.state["metrics"].exposition()
+    return Response(exposition, headers={"Content-Type": metrics.CONTENT_TYPE})
 
 
 async def upload(request: Request[State]) -> Response:
@@ -100,20 +120,20 @@ async def fetch(request: Request[State]) -> Response:
     get = request.method == "GET"
     proof = _proof(request, required=bundles.require_hmac)
     wanted = Wanted(
-        request.headers.get("Range") if get else None,
-        request.headers.get("If-Match"),
-        request.headers.get("If-Range"),
+        _lines(request, "Range") if get else None,
+        _lines(request, "If-Match"),
+        _lines(request, "If-Range"),
     )
     bundle_id = _bundle_id(request)
     withdrawal = bundles.withdraw(bundle_id, proof, wanted, body=get)
     released = await _unless_gone(request.receive, withdrawal)
-    return BundleResponse(bundle_id, released, timeout=request.state["read_timeout"])
+    return BundleResponse(bundle_id, released)
 
 
 async def discard(request: Request[State]) -> Response:
     """`DELETE /files/{id}`: with the proof always; done when the bundle is gone."""
     proof = _proof(request, required=True)
-    wanted = Wanted(if_match=request.headers.get("If-Match"))
+    wanted = Wanted(if_match=_lines(request, "If-Match"))
     await request.state["bundles"].discard(_bundle_id(request), proof, wanted)
     return Response(status_code=204)
 
@@ -121,6 +141,8 @@ async def discard(request: Request[State]) -> Response:
 ROUTES = [
     Route("/", index),
     Route("/healthz", alive),
+    Route("/readyz", ready),
+    Route("/metrics", measured),
     Route("/openapi.json", contract),
     Route("/upload", upload, methods=["POST"]),
     Route("/files/{bundle_id}", file, methods=["GET", "DELETE"]),
@@ -130,17 +152,15 @@ ROUTES = [
 class BundleResponse(Response):
     """A released bundle, streamed; its content is closed at the end however that comes.
 
-    Where the storage breaks off after the status line, or the client takes nothing for `timeout`
-    seconds, the answer is left incomplete, so that the server cuts the connection: a short body
-    that looks whole would be taken for the bundle.
+    Where the storage breaks off after the status line, the answer is left incomplete, so that the
+    server cuts the connection: a short body that looks whole would be taken for the bundle.
     """
 
     media_type = "application/octet-stream"
 
-    def __init__(self, bundle_id: UUID, released: Released, *, timeout: float) -> None:
+    def __init__(self, bundle_id: UUID, released: Released) -> None:
         stat, part = released.stat, released.part
         self._content = released.content
-        self._timeout = timeout
         headers = {
             "Content-Length": str(stat.size if part is None else len(part)),
             "Accept-Ranges": "bytes",
@@ -170,11 +190,11 @@ class BundleResponse(Response):
                 }
             )
             async for chunk in self._content:
-                async with asyncio.timeout(self._timeout):
+                with trace.waiting("client"):
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                 if gone.done():  # Sending is no error then, but goes nowhere.
                     return
-        except (StorageUnavailable, TimeoutError):
+        except StorageUnavailable:
             return
         finally:
             gone.cancel()
@@ -188,7 +208,7 @@ async def _unless_gone(receive: Receive, work: Coroutine[Any, Any, _T]) -> _T:
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientDisconnect
+            raise ClientGone
         return task.result()
     finally:
         task.cancel()
@@ -215,6 +235,12 @@ def _header(request: Request[State], name: str) -> bytes | None:
     return values[0].strip(b" \t") if values else None
 
 
+def _lines(request: Request[State], name: str) -> str | None:
+    """A header that may come in several lines, which are one list (RFC 9110, section 5.3)."""
+    lines = request.headers.getlist(name)
+    return ", ".join(lines) if lines else None
+
+
 def _claim(request: Request[State], *, form: bool) -> Claim:
     """What an upload's headers say of it."""
     hmac, key = _header(request, "X-HMAC"), _header(request, "X-SIGNING-KEY")
@@ -224,11 +250,10 @@ def _claim(request: Request[State], *, form: bool) -> Claim:
         raise MissingHeader("X-SIGNING-KEY")
     digests = []
     for name in ("Content-Digest", "Repr-Digest"):
-        # RFC 9110, section 5.3: a list may come in several lines.
-        if lines := request.headers.getlist(name):
+        if (lines := _lines(request, name)) is not None:
             if form:
                 raise MalformedHeader(f"Send {name} with the bare bundle: it would cover the form.")
-            digests.append(parse_digests(name, ", ".join(lines).encode("latin-1")))
+            digests.append(parse_digests(name, lines.encode("latin-1")))
     return Claim(
         None if hmac is None else parse_hmac(hmac), key, [digest for digest in digests if digest]
     )
@@ -269,16 +294,19 @@ def _bundle_id(request: Request[State]) -> UUID:
 
 
 async def _body(request: Request[State]) -> AsyncGenerator[bytes, None]:
-    """The request's body as it arrives; `UploadTimeout` after the read time-out without a byte."""
-    more = True
+    """The request's body as it arrives; `UploadTimeout` where the client is too slow with it."""
+    pace, more = Pace(request.state["read_timeout"]), True
     while more:
+        began = time.monotonic()
         try:
-            async with asyncio.timeout(request.state["read_timeout"]):
-                message = await request.receive()
+            with trace.waiting("client"):
+                async with asyncio.timeout(pace.left):
+                    message = await request.receive()
         except TimeoutError as error:
             raise UploadTimeout from error
         if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        more = message.get("more_body", False)
-        if chunk := message.get("body", b""):
+            raise ClientGone
+        more, chunk = message.get("more_body", False), message.get("body", b"")
+        pace.waited(time.monotonic() - began, len(chunk))
+        if chunk:
             yield chunk

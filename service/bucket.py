@@ -16,6 +16,7 @@ from uuid import uuid4
 
 from botocore.exceptions import BotoCoreError, ClientError
 
+from service.client import error_code, error_status
 from service.errors import BucketError
 from service.record import lifecycle_days
 
@@ -72,7 +73,7 @@ async def _bucket(client: S3Client, bucket: str) -> str:
     try:
         await client.head_bucket(Bucket=bucket)
     except ClientError as error:
-        if _code(error) not in {"404", "NoSuchBucket"}:
+        if error_code(error) not in {"404", "NoSuchBucket"}:
             raise
     else:
         return f"bucket {bucket}: is there"
@@ -145,7 +146,7 @@ async def _writable(client: S3Client, bucket: str, prefix: str) -> bool:
         await client.put_object(Bucket=bucket, Key=key, Body=b"")
         await client.delete_object(Bucket=bucket, Key=key)
     except ClientError as error:
-        if _status(error) != HTTPStatus.FORBIDDEN:
+        if error_status(error) != HTTPStatus.FORBIDDEN:
             raise
         return False
     return True
@@ -171,22 +172,14 @@ async def _encryption(client: S3Client, bucket: str) -> str:
     return "encryption: set (AES256)"
 
 
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code"))
-
-
-def _status(error: ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
 def _not_offered(error: ClientError, words: str) -> str:
     """Pass over a refusal of what AWS grants, unless it is one of credentials or a fault."""
-    status = _status(error)
+    status = error_status(error)
     if status != HTTPStatus.NOT_IMPLEMENTED and (
         status == HTTPStatus.FORBIDDEN or status >= HTTPStatus.INTERNAL_SERVER_ERROR
     ):
         raise error
-    return f"{words} ({_code(error)})"
+    return f"{words} ({error_code(error)})"
 
 
 @contextmanager
@@ -194,7 +187,7 @@ def _absent_allowed() -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        if _code(error) not in _NO_CONFIGURATION:
+        if error_code(error) not in _NO_CONFIGURATION:
             raise
 
 
@@ -204,7 +197,7 @@ def _explained(bucket: str) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        code = _code(error)
+        code = error_code(error)
         remedy = {
             "403": f"these credentials may not use the bucket {bucket}, or it belongs to another "
             "account: use others, or choose another HISTORY_BUCKET",

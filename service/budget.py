@@ -13,6 +13,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
+from service import trace
 from service.errors import Overloaded
 
 
@@ -43,8 +44,9 @@ class Budget:
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append((size, turn))
         try:
-            async with asyncio.timeout(self._timeout):
-                await turn
+            with trace.waiting("budget"):
+                async with asyncio.timeout(self._timeout):
+                    await turn
         except BaseException as error:
             with suppress(ValueError):
                 self._waiting.remove((size, turn))

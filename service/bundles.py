@@ -13,20 +13,26 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 from uuid import UUID
 
+from service import trace
 from service.budget import Memory
 from service.claim import Arrival, Claim
 from service.content import RECEIPT_TIMEOUT, Content, Held, InMemory
 from service.errors import (
     BundleTooLarge,
+    ClientGone,
+    Draining,
     EmptyBundle,
+    HistoryError,
     InvalidHmac,
     MissingHeader,
     NotFound,
     StorageUnavailable,
 )
 from service.leftovers import Leftovers
+from service.metrics import Metrics
 from service.proof import Proof, Verification, receipt, same
 from service.ranges import Stat, Wanted
+from service.readiness import Drain
 from service.record import BundleRecord, expiry
 from service.upload import Sink, Upload
 
@@ -88,6 +94,8 @@ class Bundles:
         self,
         storage: Storage,
         memory: Memory,
+        metrics: Metrics,
+        drain: Drain,
         *,
         part_size: int,
         limit: int,
@@ -100,6 +108,8 @@ class Bundles:
         self.require_hmac = require_hmac
         self._storage = storage
         self._memory = memory
+        self._metrics = metrics
+        self._drain = drain
         self._part_size = part_size
         self._clock = clock
         self._deposits: set[asyncio.Task[Any]] = set()
@@ -134,12 +144,13 @@ class Bundles:
         """Store a bundle for `life` seconds; when this returns, every replica can read it.
 
         `length` is how many bytes were declared, up to `envelope` of them around the bundle. Raises
-        `BundleTooLarge`, `EmptyBundle`, `DigestMismatch`, `HmacMismatch`, `StorageUnavailable`, and
-        whatever `chunks` raises; after any of these, or a cancellation, what had reached S3 is
-        removed in the background.
+        `BundleTooLarge`, `Draining`, `Overloaded`, `EmptyBundle`, `DigestMismatch`, `HmacMismatch`,
+        `StorageUnavailable`, and whatever `chunks` raises; after any of these, or a cancellation,
+        what had reached S3 is removed in the background.
         """
         if length is not None and length - envelope > self.limit:
             raise BundleTooLarge(self.limit)
+        self._take_on_work()
         started, arrival = self._clock(), Arrival(claim)
         upload = Upload(self._storage, self._memory, part_size=self._part_size)
         with self._undone_unless_finished(upload):
@@ -166,8 +177,8 @@ class Bundles:
     ) -> Released:
         """Release what is `wanted` of a bundle, or with no `body` what is known of it.
 
-        The caller closes `content`. Raises `NotFound`, `MissingHeader`, `InvalidHmac`,
-        `PreconditionFailed`, `RangeNotSatisfiable`, `StorageUnavailable`.
+        The caller closes `content`. Raises `Draining`, `NotFound`, `MissingHeader`, `InvalidHmac`,
+        `PreconditionFailed`, `RangeNotSatisfiable`, `Overloaded`, `StorageUnavailable`.
         """
         with ExitStack() as held:
             record, seen = await self._proven(bundle_id, proof, held, keep=body)
@@ -214,6 +225,7 @@ class Bundles:
         `_Seen` comes back, with its bytes if they are to be kept and fit in one part, and the
         memory for it is `held`.
         """
+        self._take_on_work()
         record = BundleRecord.from_tags(await self._storage.get_tags(bundle_id))
         if record is None or record.expired(self._clock()):
             raise NotFound
@@ -222,23 +234,28 @@ class Bundles:
                 raise MissingHeader("X-HMAC")
             return record, None
         if record.hmac is not None and not same(record.hmac, proof.hmac):
-            raise InvalidHmac
+            self._decide("tag", holds=False)
         if record.receipt is not None:
-            if not same(record.receipt, receipt(proof, bundle_id)):
-                raise InvalidHmac
+            self._decide("receipt", holds=same(record.receipt, receipt(proof, bundle_id)))
             return record, None
         lease = held.enter_context(await self._memory.parts.take(self._part_size))
         verification, chunks = Verification(proof.key), list[bytes]()
         async with aclosing(await self._storage.open(bundle_id)) as stored:
-            keep = keep and stored.stat.size <= self._part_size
-            lease.shrink(max(stored.stat.size, OPEN_BODY) if keep else OPEN_BODY)
+            fits = keep and stored.stat.size <= self._part_size
+            lease.shrink(max(stored.stat.size, OPEN_BODY) if fits else OPEN_BODY)
             async for chunk in stored:
                 verification.update(chunk)
-                if keep:
+                if fits:
                     chunks.append(chunk)
-        if not verification.holds(proof.hmac):
+        way = "memory" if fits else "two_reads" if keep else "one_read"
+        self._decide(way, holds=verification.holds(proof.hmac))
+        return record, _Seen(stored.stat, chunks if fits else None)
+
+    def _decide(self, way: str, *, holds: bool) -> None:
+        """Count a verification. Raises `InvalidHmac` where the proof does not hold."""
+        self._metrics.verifications.labels(way, "held" if holds else "refused").inc()
+        if not holds:
             raise InvalidHmac
-        return record, _Seen(stored.stat, chunks if keep else None)
 
     async def _content(
         self, bundle_id: UUID, wanted: Wanted, seen: "_Seen | None"
@@ -260,6 +277,11 @@ class Bundles:
         except (NotFound, StorageUnavailable):
             _log.warning("a receipt could not be kept")
 
+    def _take_on_work(self) -> None:
+        """Raise `Draining` where no more is taken on."""
+        if self._drain.refusing:
+            raise Draining
+
     @contextmanager
     def _undone_unless_finished(self, upload: Upload) -> Iterator[None]:
         """Undo an upload that anything ends but success, and let `close` wait for that."""
@@ -268,7 +290,8 @@ class Bundles:
         self._deposits.add(deposit)
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            self._metrics.uploads_aborted.labels(_reason(error)).inc()
             self._in_background(self._undo(upload))
             raise
         finally:
@@ -281,10 +304,17 @@ class Bundles:
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run to its end what must not be cancelled with the request it belongs to."""
-        task = asyncio.create_task(work)
+        task = asyncio.create_task(work, context=trace.apart())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task
+
+
+def _reason(error: BaseException) -> str:
+    """What ended an upload, in a word for the metrics."""
+    if isinstance(error, HistoryError | ClientGone):
+        return error.code
+    return "shutdown" if isinstance(error, asyncio.CancelledError) else "internal_error"
 
 
 @dataclass(frozen=True, slots=True)

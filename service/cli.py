@@ -9,8 +9,9 @@ import click
 
 from service import __version__, bucket, devstore, logs, server, settings
 from service.app import create_app
+from service.client import connect
 from service.errors import AddressInUse, BucketError, SettingsError
-from service.storage import connect
+from service.readiness import Drain
 
 BANNER = """
   message-history-server {version} on {url}
@@ -54,7 +55,7 @@ def serve(*, dev: bool = False) -> None:
     if dev:
         devstore.isolate()
     with _mistakes_named():
-        config = settings.load(**({"bucket": devstore.BUCKET} if dev else {}))
+        config = settings.load(**(devstore.SETTINGS if dev else {}))
         asyncio.run(_check_aws(config))
     logs.configure(config.log_format, config.log_level)
     with ExitStack() as stack:
@@ -72,9 +73,12 @@ def serve(*, dev: bool = False) -> None:
             click.echo(BANNER.format(version=__version__, url=url, dev=notice))
             sys.stdout.flush()
 
+        drain = Drain()
         server.Server(
-            create_app(config),
+            create_app(config, drain=drain),
             listener,
+            drain,
+            drain_delay=config.drain_delay,
             drain_timeout=config.drain_timeout,
             read_timeout=config.read_timeout,
             ready=ready,

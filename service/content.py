@@ -5,6 +5,8 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from typing import Protocol
 
+from service import trace
+
 RECEIPT_TIMEOUT = 5.0
 """Seconds that a download's last bytes wait for its receipt to be written."""
 
@@ -53,7 +55,8 @@ class Held:
             if last:
                 yield last
             last = chunk
-        await asyncio.wait([noted], timeout=RECEIPT_TIMEOUT)
+        with trace.waiting("s3"):
+            await asyncio.wait([noted], timeout=RECEIPT_TIMEOUT)
         yield last
 
     async def aclose(self) -> None:

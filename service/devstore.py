@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-BUCKET = "message-history-dev"
+SETTINGS = {"bucket": "message-history-dev", "drain_delay": "0s"}
+"""What the settings are with this store, where they are not set."""
 
 
 def isolate() -> None:

@@ -9,9 +9,10 @@ The tree:
     ├── NotFound                                                     no bundle to be had there
     ├── BundleTooLarge, UploadTimeout                                the upload was given up
     ├── DigestMismatch, HmacMismatch                                 it is not what was announced
-    ├── Overloaded                                                   no memory was free in time
+    ├── Overloaded, Draining                                         try another replica, or later
     └── StorageUnavailable                                           S3 failed; nothing is known
 
+    ClientGone                                                       nobody is there to be answered
     SettingsError, AddressInUse, BucketError                         said at the command line
 """
 
@@ -87,7 +88,7 @@ class BundleTooLarge(HistoryError):
 
 
 class UploadTimeout(HistoryError):
-    """The client sent nothing for the read time-out."""
+    """The client sent nothing for the read time-out, or too little on average."""
 
     code = "upload_timeout"
     sentence = "The upload stalled and was dropped: send it again."
@@ -131,11 +132,24 @@ class Overloaded(HistoryError):
     sentence = "This server has its hands full: try again shortly."
 
 
+class Draining(HistoryError):
+    """The process is about to end and takes on no new work."""
+
+    code = "draining"
+    sentence = "This server is about to stop: try again, and another one will answer."
+
+
 class StorageUnavailable(HistoryError):
     """S3 failed, refused, or could not be reached; whether the bundle exists is not known."""
 
     code = "storage_unavailable"
     sentence = "The storage behind this server does not answer: try again shortly."
+
+
+class ClientGone(Exception):
+    """The client hung up before its answer; what was done for it is dropped."""
+
+    code = "client_gone"
 
 
 class SettingsError(Exception):

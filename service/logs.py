@@ -3,7 +3,9 @@
 import json
 import logging
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
+
+from service import trace
 
 Format = Literal["text", "json"]
 
@@ -12,12 +14,15 @@ class _Json(logging.Formatter):
     """One JSON object a line, times in UTC."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if request_id := trace.request_id():
+            line["request_id"] = request_id
+        line |= getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
@@ -31,6 +36,10 @@ def configure(form: Format, level: str) -> None:
     )
     logging.basicConfig(handlers=[handler], level=max(logging.WARNING, _number(level)), force=True)
     logging.getLogger("service").setLevel(_number(level))
+    # A bundle cut short on purpose is in its request's line; uvicorn would call it an error.
+    logging.getLogger("uvicorn.error").addFilter(
+        lambda record: record.msg != "ASGI callable returned without completing response."
+    )
     # It logs what it could not parse.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
 

@@ -1,26 +1,29 @@
-"""What wraps the whole application, in pure ASGI: request log, CORS, paths, early answers."""
+"""What wraps the whole application, in pure ASGI: paths, request log, CORS, early answers."""
 
 import asyncio
-import logging
 import re
-import time
 from collections.abc import Sequence
 
+from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.errors import Draining
+from service.journal import METHODS, Journal
+from service.metrics import Metrics
 from service.problems import problem
+from service.readiness import Drain
 
 REQUEST_HEADERS = (
     *("Content-Type", "X-HMAC", "X-SIGNING-KEY", "X-TTL", "Content-Digest", "Repr-Digest"),
-    *("Range", "If-Match", "If-Range"),
+    *("Range", "If-Match", "If-Range", "X-Request-Id"),
 )
 RESPONSE_HEADERS = (
     *("Location", "Sunset", "ETag", "Last-Modified", "Repr-Digest", "Accept-Ranges"),
     *("Content-Range", "Content-Length", "Content-Disposition", "Retry-After", "Allow"),
-    "WWW-Authenticate",
+    *("WWW-Authenticate", "X-Request-Id"),
 )
 
 AMBIGUOUS = "Send Content-Length or Transfer-Encoding, but not both (RFC 9112, section 6.1)."
@@ -28,20 +31,18 @@ AMBIGUOUS = "Send Content-Length or Transfer-Encoding, but not both (RFC 9112, s
 LINGER = 2.0
 """Seconds for which a body is read and dropped after an answer that came before its end."""
 
-_log = logging.getLogger(__name__)
 
-
-def wrap(app: ASGIApp, *, cors_origins: Sequence[str]) -> ASGIApp:
-    """Put everything around `app`; CORS is outside of it so that its errors are covered too."""
+def wrap(app: Starlette, metrics: Metrics, drain: Drain, *, cors_origins: Sequence[str]) -> ASGIApp:
+    """Put everything around `app`; CORS is outside of what makes errors, so covers them too."""
     cors = Cors(
-        Linger(Paths(app)),
+        Linger(app),
         allow_origins=cors_origins,
-        allow_methods=["GET", "HEAD", "POST", "DELETE", "OPTIONS"],
+        allow_methods=METHODS,
         allow_headers=REQUEST_HEADERS,
         expose_headers=RESPONSE_HEADERS,
         max_age=3600,
     )
-    return RequestLog(cors)
+    return Paths(Journal(Farewell(cors, drain), metrics, app.routes))
 
 
 class Cors(CORSMiddleware):
@@ -127,37 +128,30 @@ def _has_body(scope: Scope) -> bool:
     return headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
 
 
-class RequestLog:
-    """One line a request. Ids are shortened: where no HMAC guards it, the id opens the bundle."""
+class Farewell:
+    """While the process drains, end connections with their answers, and say so to who is cut off.
 
-    def __init__(self, app: ASGIApp) -> None:
+    The server cancels what runs longer than it may.
+    """
+
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
         self._app = app
+        self._drain = drain
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began, status = time.monotonic(), 0
+        answered = False
 
-        async def send_noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
+        async def send_last(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            if message["type"] == "http.response.start" and self._drain.begun:
+                MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         try:
-            await self._app(scope, receive, send_noting)
-        finally:
-            _log.info(
-                "%s %s %d %.3fs",
-                scope["method"],
-                _shortened(scope["path"]),
-                status,
-                time.monotonic() - began,
-            )
-
-
-def _shortened(path: str) -> str:
-    """A path fit for a log: no control characters, and of an id no more than 8."""
-    printable = path.encode("unicode_escape").decode()
-    return re.sub(r"([0-9A-Fa-f]{8})[0-9A-Fa-f-]{24,}", r"\1…", printable)[:80]
+            await self._app(scope, receive, send_last)
+        except asyncio.CancelledError:
+            if not self._drain.begun:
+                raise
+            if not answered:
+                await problem(Draining.code, Draining.sentence)(scope, receive, send_last)

@@ -9,11 +9,11 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ExceptionHandler
 
-from service.errors import HistoryError, RangeNotSatisfiable
+from service.errors import ClientGone, HistoryError, RangeNotSatisfiable
 
 STATUS = {
     "missing_header": 400,
@@ -30,12 +30,14 @@ STATUS = {
     "digest_mismatch": 422,
     "hmac_mismatch": 422,
     "internal_error": 500,
+    "draining": 503,
     "overloaded": 503,
     "storage_unavailable": 503,
 }
 
 _HEADERS = {
     "invalid_hmac": {"WWW-Authenticate": "XMTP-HMAC-SHA256"},
+    "draining": {"Retry-After": "5"},
     "overloaded": {"Retry-After": "5"},
     "storage_unavailable": {"Retry-After": "5"},
 }
@@ -102,6 +104,6 @@ async def _internal_error(_: Request, __: Exception) -> Response:
 HANDLERS: Mapping[Any, ExceptionHandler] = {
     HistoryError: _history_error,
     HTTPException: _routing_error,
-    ClientDisconnect: _client_gone,
+    ClientGone: _client_gone,
     Exception: _internal_error,
 }

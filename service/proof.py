@@ -59,8 +59,7 @@ def receipt(proof: Proof, bundle_id: UUID) -> str:
     return hmac.new(proof.key, message, hashlib.sha256).hexdigest()
 
 
-_MEMBER = rb"[a-z*][a-z0-9_.*-]*=:[A-Za-z0-9+/]*=*:(?:[ ]*;[^,]*)?"
-_DIGESTS = re.compile(rb"%b(?:[ \t]*,[ \t]*%b)*" % (_MEMBER, _MEMBER))
+_MEMBER = re.compile(rb"([a-z*][a-z0-9_.*-]*)=:([A-Za-z0-9+/]*=*):(?: *;.*)?", re.DOTALL)
 
 
 def parse_digests(name: str, value: bytes) -> str | None:
@@ -69,13 +68,17 @@ def parse_digests(name: str, value: bytes) -> str | None:
     `None` where it holds only other algorithms. Bad syntax (RFC 9651: a dictionary of byte
     sequences) raises `MalformedHeader`; of several members of one name the last one counts.
     """
-    if not _DIGESTS.fullmatch(value):
-        raise MalformedHeader(f"{name} must be such as sha-256=:<Base64>: (RFC 9530).")
-    found = re.findall(rb"(?:^|,)[ \t]*sha-256=:([^:]*):", value)
-    if not found:
+    found = None
+    for member in value.split(b","):
+        match = _MEMBER.fullmatch(member.strip(b" \t"))
+        if match is None:
+            raise MalformedHeader(f"{name} must be such as sha-256=:<Base64>: (RFC 9530).")
+        if match[1] == b"sha-256":
+            found = match[2]
+    if found is None:
         return None
     try:
-        digest = base64.b64decode(found[-1].rstrip(b"=") + b"=", validate=True)
+        digest = base64.b64decode(found.rstrip(b"=") + b"=", validate=True)
     except binascii.Error as error:
         raise MalformedHeader(f"{name} holds a sha-256 that is no Base64.") from error
     if len(digest) != hashlib.sha256().digest_size:

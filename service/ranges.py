@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
+from email.utils import formatdate
 
 from service.errors import PreconditionFailed, RangeNotSatisfiable
 
@@ -58,13 +58,9 @@ class Wanted:
         return wanted
 
     def _in_range(self, stat: Stat) -> bool:
-        """Whether `If-Range`, an entity tag or an exact date, names this version."""
-        if self.if_range is None or self.if_range == stat.etag:
-            return True
-        try:
-            return parsedate_to_datetime(self.if_range).timestamp() == int(stat.modified_at)
-        except ValueError:
-            return False
+        """Whether `If-Range` is this version's `ETag`, or its `Last-Modified` to the letter."""
+        modified = formatdate(stat.modified_at, usegmt=True)
+        return self.if_range in {None, stat.etag, modified}
 
 
 def _matches(if_match: str, etag: str) -> bool:

@@ -1,12 +1,19 @@
-"""uvicorn on a socket of ours, with what it lacks: deadlines for heads and for closing.
+"""uvicorn on a socket of ours, with what it lacks: draining, and a bound on every wait.
 
 uvicorn runs with h11. httptools loses the body of a POST that carries `Upgrade: h2c`, which JDK's
 client sends, takes endless heads, and merges trailers into headers.
 """
 
 import asyncio
+import fcntl
+import math
 import socket
+import struct
+import sys
+import termios
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -16,12 +23,20 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.errors import AddressInUse
+from service.pace import Pace
+from service.readiness import Drain
 
 KEEP_ALIVE = 75
 """Seconds that an idle connection is kept: longer than load balancers keep theirs (60)."""
 
 HEAD_TIMEOUT = 15.0
 """Seconds that a request's head may take, from the connection or its first byte on."""
+
+WATCH_INTERVAL = 1.0
+"""Seconds between two looks at how much a slow reader has taken, at most."""
+
+LAST_CALL = 0.5
+"""Seconds after the listener has closed in which a request is still taken on."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -54,22 +69,26 @@ def url(listener: socket.socket) -> str:
 class Server(uvicorn.Server):
     """Serve `app` on `listener` until SIGTERM or SIGINT; `ready` is called once it answers.
 
-    `drain_timeout` is what running requests get then, `read_timeout` what a client may take over
-    the last bytes of a connection that closes; both in seconds.
+    Then `drain` says so, but work is taken on for `drain_delay` more, until load balancers have
+    noticed. Running requests get `drain_timeout`; a second signal ends at once. `read_timeout` is
+    what a client may take over a byte of its answer. All in seconds.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the settings, each by its name
         self,
         app: ASGIApp,
         listener: socket.socket,
+        drain: Drain,
         *,
+        drain_delay: float,
         drain_timeout: int,
         read_timeout: float,
         ready: Callable[[], None] = lambda: None,
     ) -> None:
         class Protocol(_Protocol):
-            close_timeout = read_timeout
+            patience = read_timeout
 
+        self._Protocol = Protocol
         super().__init__(
             uvicorn.Config(
                 app,
@@ -87,6 +106,10 @@ class Server(uvicorn.Server):
         )
         self._listener = listener
         self._ready = ready
+        self._drain = drain
+        self._drain_delay = drain_delay
+        self._drained_at = math.inf
+        self._accepting: list[asyncio.Task[Any]] = []
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         super().run(sockets or [self._listener])
@@ -96,27 +119,62 @@ class Server(uvicorn.Server):
         self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        """End gracefully, and with exit code 0; at once when told a second time.
+        """Begin to drain, or end at once when told a second time; the exit code stays 0.
 
         uvicorn would raise the signal again after it has closed everything.
         """
-        self.force_exit = self.should_exit
-        self.should_exit = True
+        if self._drain.begun:
+            self.force_exit = self.should_exit = True
+        self._drain.begun = True
+        self._drained_at = min(self._drained_at, time.monotonic() + self._drain_delay)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listener, but still serve whoever had reached it; then end as uvicorn does."""
+        if self._drain_delay and not self.force_exit:
+            self._accept_waiting()
+            for server in self.servers:
+                server.close()
+            await asyncio.sleep(LAST_CALL)
+        self._drain.refusing = True
+        await super().shutdown(sockets)
+
+    def _accept_waiting(self) -> None:
+        """Take the connections of the backlog, which the kernel would reset."""
+        loop = asyncio.get_running_loop()
+        with suppress(BlockingIOError):
+            while True:
+                connection, _ = self._listener.accept()
+                self._accepting.append(
+                    loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
+                )
+
+    def _protocol(self) -> asyncio.Protocol:
+        state = self.lifespan.state
+        return self._Protocol(self.config, server_state=self.server_state, app_state=state)
+
+    async def on_tick(self, counter: int) -> bool:
+        ending = await super().on_tick(counter) or time.monotonic() >= self._drained_at
+        self._drain.begun = self._drain.begun or ending
+        return ending
 
 
 class _Protocol(H11Protocol):
     """One connection, none of whose states lasts for ever."""
 
-    close_timeout: float
+    patience: float
+    transport: "_Transport"  # type: ignore[assignment]
     _deadline: asyncio.TimerHandle | None = None
+    _watch: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(_Closing(transport, self.close_timeout))  # type: ignore[arg-type]
+        super().connection_made(_Transport(transport, self.patience))  # type: ignore[arg-type]
         self._expect_head()
+        self._expect_reader()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_is_there()
-        self.transport.closed()  # type: ignore[attr-defined]
+        self._unwatch()
+        self.transport.closed()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -140,6 +198,20 @@ class _Protocol(H11Protocol):
         self.cycle.keep_alive = False
         return True
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._paused_at = self.loop.time()
+        self._watch_reader()
+
+    def resume_writing(self) -> None:
+        self._unwatch()
+        self._note_reading()
+        super().resume_writing()
+
+    def on_response_complete(self) -> None:
+        self._expect_reader()
+        super().on_response_complete()
+
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, unless an answer is under way; the request is at its end."""
         if self.cycle is not None and not self.cycle.response_complete:
@@ -149,6 +221,11 @@ class _Protocol(H11Protocol):
             super().send_400_response(msg)
         else:
             self.transport.close()
+
+    def shutdown(self) -> None:
+        """Close an idle connection; who has begun a head is still answered."""
+        if self.conn.their_state is not h11.IDLE or not self.conn.trailing_data[0]:
+            super().shutdown()
 
     def _should_upgrade(self) -> bool:
         """Never, and without a word in the log: a request with `Upgrade` is one without it."""
@@ -162,24 +239,73 @@ class _Protocol(H11Protocol):
             self._deadline.cancel()
             self._deadline = None
 
+    def _expect_reader(self) -> None:
+        """Measure a new answer's reader."""
+        self._pace = Pace(self.patience)
+        self._taken = self.transport.taken
 
-class _Closing:
-    """A transport whose `close` does not wait for ever for a client to take the last bytes."""
+    def _watch_reader(self) -> None:
+        """While there is more to send than is taken: drop a reader that is too slow."""
+        self._note_reading()
+        if self._pace.left <= 0:
+            self.transport.abort()
+        else:
+            interval = min(self._pace.left, WATCH_INTERVAL)
+            self._watch = self.loop.call_later(interval, self._watch_reader)
+
+    def _unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    def _note_reading(self) -> None:
+        now, taken = self.loop.time(), self.transport.taken
+        self._pace.waited(now - self._paused_at, taken - self._taken)
+        self._paused_at, self._taken = now, taken
+
+
+class _Transport:
+    """A transport that knows what the client took, and whose `close` does not wait for ever."""
 
     def __init__(self, transport: asyncio.Transport, timeout: float) -> None:
         self._transport = transport
         self._timeout = timeout
+        self._socket = transport.get_extra_info("socket")
+        self._written = 0
         self._deadline: asyncio.TimerHandle | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
+    def write(self, data: bytes) -> None:
+        self._written += len(data)
+        self._transport.write(data)
+
+    @property
+    def taken(self) -> int:
+        """Bytes that have reached the client's machine, as far as this one can tell."""
+        return self._written - self._transport.get_write_buffer_size() - self._unacknowledged()
+
     def close(self) -> None:
         self._transport.close()
         if self._deadline is None:
             loop = asyncio.get_running_loop()
-            self._deadline = loop.call_later(self._timeout, self._transport.abort)
+            self._deadline = loop.call_later(self._timeout, self.abort)
+
+    def abort(self) -> None:
+        """Reset the connection: after a mere close, the kernel would go on sending what it has."""
+        with suppress(OSError, ValueError):
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._transport.abort()
 
     def closed(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
+
+    def _unacknowledged(self) -> int:
+        """Bytes in the kernel's send queue; 0 where it does not say."""
+        try:
+            queued = fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, bytes(4))
+        except (OSError, ValueError):
+            return 0
+        return int.from_bytes(queued, sys.byteorder)

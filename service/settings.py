@@ -138,6 +138,7 @@ class Settings(BaseSettings):
     queue_timeout: Timeout = 10
     read_timeout: Timeout = 30
     drain_timeout: Timeout = 30
+    drain_delay: Annotated[Seconds, AfterValidator(_between(0, 3_600, "from 0s to 1h"))] = 5
     host: Annotated[str, AfterValidator(_matching(r"\S+", "an address to listen on"))] = "0.0.0.0"
     port: Annotated[int, BeforeValidator(_port)] = 5558
     log_format: Annotated[Literal["text", "json"], BeforeValidator(_lower)] = Field(

@@ -1,4 +1,4 @@
-"""Bundles as S3 objects: the client, the calls, and the one place where botocore's errors end.
+"""Bundles as S3 objects.
 
 A bundle is the object `{prefix}{uuid}` with its record as object tags. The IAM actions it takes:
 s3:PutObject (also multipart), s3:PutObjectTagging, s3:GetObject, s3:GetObjectTagging,
@@ -9,110 +9,52 @@ Nothing is used that AWS, LocalStack, Ceph RGW, MinIO and moto do not all do.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
 from uuid import UUID
 
-import aioboto3
-import aiohttp
-from aiobotocore.config import AioConfig
-from botocore.exceptions import BotoCoreError, ClientError
-from botocore.handlers import add_expect_header
-
-from service.errors import NotFound, SettingsError, StorageUnavailable
+from service.bodies import Part, StoredObject, part_of, stat
+from service.client import Calls
+from service.errors import NotFound, StorageUnavailable
 from service.ranges import Stat
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
-    from types_aiobotocore_s3.type_defs import (
-        GetObjectOutputTypeDef,
-        GetObjectRequestTypeDef,
-        HeadObjectOutputTypeDef,
-    )
+    from types_aiobotocore_s3.type_defs import GetObjectOutputTypeDef, GetObjectRequestTypeDef
 
-_log = logging.getLogger(__name__)
-
-READ_SIZE = 64 * 1024
-"""Bytes that are asked of S3's stream at a time."""
-
-WRITE_SIZE = 256 * 1024
-"""Bytes of a part that are given to its connection at a time."""
-
-_ABSENT = {"NoSuchKey", "NotFound", "404", "PreconditionFailed", "412"}
-"""What S3 says where there is no such object, or none with the ETag of If-Match."""
+PROBE_TIMEOUT = 2.0
+"""Seconds that the bucket has to show that it is there."""
 
 _ABORT_ROUNDS = 5
-
-_CONFIG = AioConfig(
-    connect_timeout=5,
-    read_timeout=30,
-    retries={"mode": "standard", "total_max_attempts": 3},
-    # Ceph answers 400 to checksum trailers.
-    request_checksum_calculation="when_required",
-    response_checksum_validation="when_required",
-)
-
-
-@asynccontextmanager
-async def connect(region: str | None = None, *, connections: int = 10) -> AsyncIterator[S3Client]:
-    """Open the S3 client of a process; all but `region` is botocore's own configuration.
-
-    `connections` are pooled at most. The pool must never be a queue: a transfer may hold two.
-    Raises `SettingsError` where botocore's configuration is none.
-    """
-    config = _CONFIG.merge(AioConfig(max_pool_connections=connections))
-    async with AsyncExitStack() as stack:
-        try:
-            session = aioboto3.Session(region_name=region)
-            client = await stack.enter_async_context(session.client("s3", config=config))
-        except (BotoCoreError, ValueError) as error:
-            raise SettingsError([f"AWS's settings: {error}"]) from error
-        # A round trip before every body, which not every store answers.
-        client.meta.events.unregister("before-call.s3", add_expect_header)
-        yield client
-
-
-@contextmanager
-def _translated(operation: str, *, may_be_absent: bool = False) -> Iterator[None]:
-    """Turn what botocore and aiohttp raise into this service's errors.
-
-    An absent object is `NotFound` only to those who look for one. Of an error only its kind is
-    logged: its text may hold the URL, and that a bundle's id.
-    """
-    try:
-        yield
-    except ClientError as error:
-        code = error.response.get("Error", {}).get("Code")
-        if may_be_absent and code in _ABSENT:
-            raise NotFound from error
-        _log.warning("S3 refused %s: %s", operation, code)
-        raise StorageUnavailable from error
-    except (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError) as error:
-        _log.warning("S3 failed at %s: %s", operation, type(error).__name__)
-        raise StorageUnavailable from error
 
 
 class S3Storage:
     """`bundles.Storage` in one bucket."""
 
-    def __init__(self, client: S3Client, *, bucket: str, prefix: str) -> None:
+    def __init__(self, client: S3Client, calls: Calls, *, bucket: str, prefix: str) -> None:
         self._client = client
+        self._calls = calls
         self._bucket = bucket
         self._prefix = prefix
+
+    async def probe(self) -> None:
+        """HeadBucket. Raises `StorageUnavailable` where the bucket cannot be used."""
+        async with self._calls.call("HeadBucket", limit=PROBE_TIMEOUT):
+            await self._client.head_bucket(Bucket=self._bucket)
 
     def _key(self, bundle_id: UUID) -> str:
         return f"{self._prefix}{bundle_id}"
 
     async def put(self, bundle_id: UUID, body: memoryview, tags: Mapping[str, str]) -> None:
         """PutObject, with its tags."""
-        with _translated("PutObject"):
+        async with self._calls.call("PutObject", size=len(body)):
             await self._client.put_object(
                 Bucket=self._bucket,
                 Key=self._key(bundle_id),
-                Body=_Part(body),  # type: ignore[arg-type]
+                Body=Part(body),  # type: ignore[arg-type]
                 ContentType="application/octet-stream",
                 Tagging=urlencode(tags),
             )
@@ -122,7 +64,7 @@ class S3Storage:
 
         Where it was retried, an answer was lost, and perhaps with it an upload that was made.
         """
-        with _translated("CreateMultipartUpload"):
+        async with self._calls.call("CreateMultipartUpload"):
             created = await self._client.create_multipart_upload(
                 Bucket=self._bucket,
                 Key=self._key(bundle_id),
@@ -135,13 +77,13 @@ class S3Storage:
 
     async def upload_part(self, bundle_id: UUID, upload: str, number: int, body: memoryview) -> str:
         """UploadPart; the part's ETag. Parts count from 1."""
-        with _translated("UploadPart"):
+        async with self._calls.call("UploadPart", size=len(body)):
             part = await self._client.upload_part(
                 Bucket=self._bucket,
                 Key=self._key(bundle_id),
                 UploadId=upload,
                 PartNumber=number,
-                Body=_Part(body),  # type: ignore[arg-type]
+                Body=Part(body),  # type: ignore[arg-type]
             )
         return part["ETag"]
 
@@ -151,7 +93,7 @@ class S3Storage:
         A retry after a lost answer is told NoSuchUpload, the upload being an object by then: so
         HeadObject decides.
         """
-        with _translated("CompleteMultipartUpload"):
+        async with self._calls.call("CompleteMultipartUpload"):
             try:
                 await self._client.complete_multipart_upload(
                     Bucket=self._bucket,
@@ -179,25 +121,24 @@ class S3Storage:
         S3 may accept a part that was on its way, so one round need not be enough.
         """
         for _ in range(_ABORT_ROUNDS):
-            with _translated("AbortMultipartUpload"):
+            async with self._calls.call("ListMultipartUploads"):
                 listing = await self._client.list_multipart_uploads(
                     Bucket=self._bucket, Prefix=self._key(bundle_id)
                 )
-                uploads = {found["UploadId"] for found in listing.get("Uploads", [])} - {but}
-                if not uploads:
-                    return
-                for upload in uploads:
-                    try:
+            uploads = {found["UploadId"] for found in listing.get("Uploads", [])} - {but}
+            if not uploads:
+                return
+            for upload in uploads:
+                async with self._calls.call("AbortMultipartUpload"):
+                    with suppress(self._client.exceptions.NoSuchUpload):
                         await self._client.abort_multipart_upload(
                             Bucket=self._bucket, Key=self._key(bundle_id), UploadId=upload
                         )
-                    except self._client.exceptions.NoSuchUpload:
-                        continue
         raise StorageUnavailable
 
     async def put_tags(self, bundle_id: UUID, tags: Mapping[str, str]) -> None:
         """PutObjectTagging: the whole set."""
-        with _translated("PutObjectTagging"):
+        async with self._calls.call("PutObjectTagging"):
             await self._client.put_object_tagging(
                 Bucket=self._bucket,
                 Key=self._key(bundle_id),
@@ -206,7 +147,7 @@ class S3Storage:
 
     async def get_tags(self, bundle_id: UUID) -> dict[str, str]:
         """GetObjectTagging."""
-        with _translated("GetObjectTagging", may_be_absent=True):
+        async with self._calls.call("GetObjectTagging", may_be_absent=True):
             tagging = await self._client.get_object_tagging(
                 Bucket=self._bucket, Key=self._key(bundle_id)
             )
@@ -214,78 +155,33 @@ class S3Storage:
 
     async def head(self, bundle_id: UUID) -> Stat:
         """HeadObject."""
-        with _translated("HeadObject", may_be_absent=True):
+        async with self._calls.call("HeadObject", may_be_absent=True):
             head = await self._client.head_object(Bucket=self._bucket, Key=self._key(bundle_id))
-        return _stat(head)
+        return stat(head)
 
     async def open(
         self, bundle_id: UUID, *, etag: str | None = None, part: range | None = None
     ) -> StoredObject:
         """GetObject, with If-Match where an ETag is given and Range where a part is wanted."""
+        got = await self._get(bundle_id, part, etag=etag)
+        return StoredObject(got, self._calls, partial(self._get, bundle_id, etag=got["ETag"]))
+
+    async def _get(
+        self, bundle_id: UUID, part: range | None, *, etag: str | None
+    ) -> GetObjectOutputTypeDef:
         request: GetObjectRequestTypeDef = {"Bucket": self._bucket, "Key": self._key(bundle_id)}
         if etag is not None:
             request["IfMatch"] = etag
         if part is not None:
             request["Range"] = f"bytes={part.start}-{part.stop - 1}"
-        with _translated("GetObject", may_be_absent=True):
+        async with self._calls.call("GetObject", may_be_absent=True):
             got = await self._client.get_object(**request)
-        return StoredObject(got)
+        if part is not None and part_of(got) != part:
+            got["Body"].close()
+            raise StorageUnavailable
+        return got
 
     async def delete(self, bundle_id: UUID) -> None:
         """DeleteObject; no error where there is none."""
-        with _translated("DeleteObject"):
+        async with self._calls.call("DeleteObject"):
             await self._client.delete_object(Bucket=self._bucket, Key=self._key(bundle_id))
-
-
-class StoredObject:
-    """GetObject's answer: `stat`, and the body as an iterator that its opener closes.
-
-    Iterating raises `StorageUnavailable` where the body breaks off, also if it ends cleanly but
-    too early.
-    """
-
-    def __init__(self, got: GetObjectOutputTypeDef) -> None:
-        self.stat = _stat(got)
-        self._body = got["Body"]
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        with _translated("GetObject"):
-            while chunk := await self._body.read(READ_SIZE):
-                yield chunk
-
-    async def aclose(self) -> None:
-        """Give the connection back, or drop it where the body was not read to its end."""
-        self._body.close()
-
-
-def _stat(answer: GetObjectOutputTypeDef | HeadObjectOutputTypeDef) -> Stat:
-    """Of the whole object, also where the answer is of a part of it."""
-    whole = answer.get("ContentRange", "").rpartition("/")[2]
-    size = int(whole) if whole else answer["ContentLength"]
-    return Stat(size, answer["ETag"], answer["LastModified"].timestamp())
-
-
-class _Part:
-    """A part as the seekable file that botocore signs and sends again after a failure.
-
-    Iterated, it gives aiohttp slices of the buffer: given `bytes`, aiohttp would copy the part.
-    """
-
-    def __init__(self, body: memoryview) -> None:
-        self._body = body
-        self._at = 0
-
-    def read(self, size: int = -1) -> memoryview:
-        start, self._at = self._at, len(self._body) if size < 0 else self._at + size
-        return self._body[start : self._at]
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, len(self._body))[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    async def __aiter__(self) -> AsyncIterator[memoryview]:
-        for start in range(0, len(self._body), WRITE_SIZE):
-            yield self._body[start : start + WRITE_SIZE]

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 from uuid import UUID, uuid4
 
+from service import trace
 from service.budget import SLOT, Lease, Memory
 from service.leftovers import Removal
 
@@ -142,13 +143,15 @@ class Upload:
         self._sending = asyncio.create_task(
             self._sink.upload_part(
                 self.bundle_id, upload, len(self._etags) + 1, self._buffer[: self._filled]
-            )
+            ),
+            context=trace.apart(),
         )
         self._filled = 0
 
     async def _part_sent(self) -> None:
         if self._sending is not None:
-            self._etags.append(await self._sending)
+            with trace.waiting("s3"):
+                self._etags.append(await self._sending)
             self._sending = None
 
     async def _make(self, call: Coroutine[Any, Any, _T]) -> _T:

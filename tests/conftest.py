@@ -3,6 +3,7 @@
 import asyncio
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -16,8 +17,9 @@ from botocore.config import Config
 
 from service import bucket, server
 from service.app import create_app
+from service.client import connect
+from service.readiness import Drain
 from service.settings import Settings
-from service.storage import connect
 from tests import stores
 from tests.stores import Store
 
@@ -205,12 +207,15 @@ def running_service(
         settings["bucket"] = f"history-{uuid4()}"
         s3.create_bucket(Bucket=settings["bucket"])
     config = Settings(**settings)
-    app = create_app(config, **({"clock": clock} if clock else {}))
+    drain = Drain()
+    app = create_app(config, drain=drain, clock=clock or time.time)
     started = threading.Event()
     with server.listen("127.0.0.1", 0) as listener:
         running = server.Server(
             app,
             listener,
+            drain,
+            drain_delay=0,
             drain_timeout=10,
             read_timeout=config.read_timeout,
             ready=started.set,

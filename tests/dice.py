@@ -5,12 +5,14 @@ from random import Random
 from typing import TypeVar
 
 from service.budget import SLOT
+from service.client import ATTEMPTS
 from tests.conftest import SMALL_PART
 from tests.proxy import (
     Action,
     Delay,
     Drip,
     Fault,
+    IgnoreRange,
     Reset,
     ResetRequest,
     Respond,
@@ -42,6 +44,7 @@ OPERATIONS = (
 """All that a service that runs asks of S3."""
 
 NOT_FOUND = Respond(404, "NoSuchBucket"), Respond(404, "NoSuchUpload")
+TIMES = 1, 1, 2, ATTEMPTS, 2 * ATTEMPTS
 EDGES = [SLOT, SLOT, SMALL_PART, 2 * SMALL_PART]
 
 
@@ -128,16 +131,14 @@ def transfer(dice: Random, told: Mapping[str, Bundle]) -> Transfer:
 def fault(dice: Random) -> Fault:
     """Any action on any operation, or on whatever comes next; once or a few times.
 
-    Thrice is more than is retried unseen. It is only what S3 may say: a bare 404, which is all
-    that HeadObject has, would say that there is no object.
+    Also as often as the client tries, and more. It is only what S3 may say: a bare 404, which is
+    all that HeadObject has, would say that there is no object.
     """
     operation = dice.choice((*OPERATIONS, None, None, None))
     struck = action(dice)
     while operation in ("HeadObject", None) and struck in NOT_FOUND:
         struck = action(dice)
-    return Fault(
-        operation, struck, times=dice.choice((1, 1, 2, 3, 6)), after=dice.choice((0, 0, 1))
-    )
+    return Fault(operation, struck, times=dice.choice(TIMES), after=dice.choice((0, 0, 1)))
 
 
 def action(dice: Random) -> Action:
@@ -155,5 +156,6 @@ def action(dice: Random) -> Action:
             Drip(dice.randint(4, 16) << 20),
             Delay(dice.random()),
             Swallow(),
+            IgnoreRange(),
         )
     )

@@ -92,7 +92,12 @@ class Swallow:
     """Lets the store act, drops its answer and closes."""
 
 
-Action = Respond | ResetRequest | Reset | Truncate | Stall | Drip | Delay | Swallow
+@dataclass(frozen=True)
+class IgnoreRange:
+    """Forwards the request without its `Range`, for stores that do not check its signature."""
+
+
+Action = Respond | ResetRequest | Reset | Truncate | Stall | Drip | Delay | Swallow | IgnoreRange
 
 
 @dataclass
@@ -408,6 +413,10 @@ class Proxy:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(seconds):
                         await client.watch()
+                await self._relay(request, client, exchange, None)
+            case IgnoreRange():
+                kept = [header for header in request.headers if header[0] != b"range"]
+                request = h11.Request(method=method, target=target, headers=kept)
                 await self._relay(request, client, exchange, None)
             case _:
                 await self._relay(request, client, exchange, action)

@@ -9,8 +9,11 @@ import pytest
 from service.budget import Memory
 from service.bundles import Bundles
 from service.claim import Claim
+from service.client import Calls, connect
 from service.errors import StorageUnavailable
-from service.storage import S3Storage, connect
+from service.metrics import Metrics
+from service.readiness import Drain
+from service.storage import S3Storage
 from tests.conftest import Service, aws_environment
 from tests.stores import Store
 
@@ -61,10 +64,16 @@ def run(
     async def main() -> None:
         before = asyncio.all_tasks()
         async with connect() as client:
-            storage = Held(client, bucket=service.bucket, prefix=service.prefix)
+            metrics = Metrics()
+            calls = Calls(service.bucket, metrics)
+            storage = Held(client, calls, bucket=service.bucket, prefix=service.prefix)
             memory = Memory(2 * PART, timeout=1)
             bundles = Bundles(
-                storage, memory, part_size=PART, limit=1 << 30, retention=60, require_hmac=True
+                *(storage, memory, metrics, Drain()),
+                part_size=PART,
+                limit=1 << 30,
+                retention=60,
+                require_hmac=True,
             )
             await test(bundles, storage)
             await bundles.close()

@@ -8,9 +8,11 @@ from typing import Any
 import httpx
 import pytest
 
+from service import client
+from service.bodies import RESUMPTIONS
 from tests.clients import sign, until
 from tests.conftest import SMALL_PART, Serve, Service, running_service
-from tests.proxy import Delay, Fault, Proxy, Reset, Respond, Swallow, Truncate
+from tests.proxy import Delay, Fault, IgnoreRange, Proxy, Reset, Respond, Swallow, Truncate
 from tests.stores import Store
 
 KEY = "a signing key"
@@ -28,11 +30,10 @@ WRITES = {
 
 @pytest.fixture(scope="module")
 def shared(store: Store, s3: Any) -> Iterator[tuple[Service, Proxy]]:
-    with (
-        Proxy(store.endpoint_url) as proxy,
-        running_service(store, s3, endpoint_url=proxy.url, part_size=PART) as service,
-    ):
-        yield service, proxy
+    with pytest.MonkeyPatch.context() as patch, Proxy(store.endpoint_url) as proxy:
+        patch.setattr(client, "BACKOFF", 0.1)
+        with running_service(store, s3, endpoint_url=proxy.url, part_size=PART) as service:
+            yield service, proxy
 
 
 @pytest.fixture
@@ -176,15 +177,31 @@ def test_an_object_is_deleted_also_where_uploads_cannot_be_listed(
     refuses_and_leaves_nothing(proxied, proxy, Fault("PutObjectTagging", REFUSED), LARGE)
 
 
-def test_no_id_is_logged(proxied: Service, proxy: Proxy, caplog: pytest.LogCaptureFixture) -> None:
-    bundle_id = proxied.upload(SMALL)
-    for action in (REFUSED, Swallow()):
-        proxy.faults.append(Fault("GetObjectTagging", action, times=None))
-        assert proxied.fetch(bundle_id, sign(KEY, SMALL)).status_code == 503
-        proxy.faults.clear()
-    ours = [record.getMessage() for record in caplog.records if record.name.startswith("service")]
-    assert "S3 refused GetObjectTagging: AccessDenied" in ours
-    assert not any(bundle_id in line for line in ours)
+def test_a_cause_is_logged_once_with_what_to_do_and_no_id(
+    store: Store,
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(client, "BACKOFF", 0.1)
+    with Proxy(store.endpoint_url) as proxy:
+        service = serve(endpoint_url=proxy.url)
+        bundle_id = service.upload(SMALL)
+        for action in (REFUSED, Swallow()):
+            proxy.faults.append(Fault("GetObjectTagging", action, times=None))
+            proxy.faults.append(Fault("HeadBucket", action, times=None))
+            for _ in range(2):
+                assert service.fetch(bundle_id, sign(KEY, SMALL)).status_code == 503
+                until(lambda: service.http.get("/readyz").status_code == 503)
+            proxy.faults.clear()
+        assert service.fetch(bundle_id, sign(KEY, SMALL)).status_code == 200
+    [refused, unreachable] = [
+        record.getMessage() for record in caplog.records if record.name == "service.client"
+    ]
+    assert refused.startswith("S3 refuses GetObjectTagging: AccessDenied; check the credentials")
+    assert unreachable.startswith("S3 cannot be reached for GetObjectTagging: ")
+    assert "AWS_ENDPOINT_URL_S3" in unreachable
+    assert bundle_id not in refused + unreachable
 
 
 def test_an_upload_that_is_gone_before_it_is_aborted(proxied: Service, proxy: Proxy) -> None:
@@ -250,10 +267,13 @@ def test_s3_breaking_off_after_the_status_line_cuts_the_connection(
 ) -> None:
     bundle_id = proxied.upload(LARGE)
     proxy.faults.append(Fault("GetObject", action, after=1))
+    proxy.faults.append(Fault("GetObject", Truncate(0), times=None, after=1))
+    proxy.requests.clear()
     with proxied.http.stream("GET", f"/files/{bundle_id}", headers=sign(KEY, LARGE)) as answer:
         assert answer.status_code == 200
         with pytest.raises(httpx.RemoteProtocolError, match="peer closed connection"):
             answer.read()
+    assert operations(proxy).count("GetObject") == 2 + RESUMPTIONS
     until(lambda: proxy.open_connections <= 1)
 
 
@@ -261,8 +281,75 @@ def test_s3_breaking_off_after_the_status_line_cuts_the_connection(
 def test_s3_breaking_off_before_it_is_a_503(proxied: Service, proxy: Proxy, bundle: bytes) -> None:
     bundle_id = proxied.upload(bundle)
     proxy.faults.append(Fault("GetObject", Truncate(500)))
+    proxy.faults.append(Fault("GetObject", Truncate(0), times=None))
     answer = proxied.fetch(bundle_id, sign(KEY, bundle))
     assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+
+
+@pytest.mark.parametrize("action", [Truncate(3 << 20), Reset(2 << 20)])
+def test_a_broken_body_is_resumed_where_it_broke(
+    proxied: Service, proxy: Proxy, action: Truncate | Reset
+) -> None:
+    """Both while it is verified and while it is sent, and a range of it within that range."""
+    bundle_id = proxied.upload(LARGE, sign(KEY, LARGE)["X-HMAC"])
+    proxy.faults.append(Fault("GetObject", action, times=6))
+    assert proxied.fetch(bundle_id, sign(KEY, LARGE)).content == LARGE
+    assert proxy.faults.pop().struck == 6
+    proxy.requests.clear()
+    proxy.faults.append(Fault("GetObject", action, times=1))
+    wanted = {"Range": f"bytes=1000-{7 << 20}"}
+    answer = proxied.fetch(bundle_id, {**sign(KEY, LARGE), **wanted})
+    assert (answer.status_code, answer.content) == (206, LARGE[1000 : (7 << 20) + 1])
+    [first, resumed] = [r for r in proxy.requests if r.operation == "GetObject"]
+    assert first.headers["if-match"] == resumed.headers["if-match"]
+    assert resumed.headers["range"].endswith(f"-{7 << 20}")
+    assert resumed.headers["range"] != first.headers["range"]
+
+
+def test_a_body_is_not_resumed_with_bytes_that_nobody_asked_for(
+    proxied: Service, proxy: Proxy
+) -> None:
+    """A store that ignores Range answers with the whole object."""
+    bundle_id = proxied.upload(LARGE)
+    proxy.faults.append(Fault("GetObject", Truncate(3 << 20)))
+    proxy.faults.append(Fault("GetObject", IgnoreRange()))
+    answer = proxied.fetch(bundle_id, sign(KEY, LARGE))
+    assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+
+
+@pytest.mark.parametrize("gone", [Respond(404, "NoSuchKey"), Respond(412, "PreconditionFailed")])
+def test_a_bundle_that_is_deleted_while_its_body_is_resumed(
+    proxied: Service, proxy: Proxy, gone: Respond
+) -> None:
+    bundle_id = proxied.upload(SMALL)
+    proxy.faults.append(Fault("GetObject", Truncate(500)))
+    proxy.faults.append(Fault("GetObject", gone))
+    answer = proxied.fetch(bundle_id, sign(KEY, SMALL))
+    assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+
+
+def test_seven_refusals_in_a_row_go_unnoticed(proxied: Service, proxy: Proxy) -> None:
+    proxy.faults.append(Fault("PutObject", Respond(503, "SlowDown"), times=client.ATTEMPTS - 1))
+    assert proxied.fetch(proxied.upload(SMALL), sign(KEY, SMALL)).content == SMALL
+    assert operations(proxy).count("PutObject") == client.ATTEMPTS
+
+
+@pytest.mark.parametrize("bundle", [SMALL, LARGE], ids=["small", "large"])
+def test_a_call_to_s3_is_bounded_also_where_it_takes_no_body(
+    store: Store, s3: Any, monkeypatch: pytest.MonkeyPatch, bundle: bytes
+) -> None:
+    monkeypatch.setattr(client, "CALL_TIMEOUT", 0.5)
+    monkeypatch.setattr(client, "SLOWEST", 100 << 20)
+    with (
+        Proxy(store.endpoint_url) as proxy,
+        running_service(store, s3, endpoint_url=proxy.url, part_size=PART) as service,
+    ):
+        proxy.faults.append(Fault("PutObject", Delay(30), times=None))
+        proxy.faults.append(Fault("UploadPart", Delay(30), times=None))
+        answer = service.http.post("/upload", content=bundle)
+        assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+        assert answer.elapsed.total_seconds() < 5
+        until(lambda: nothing_left(service))
 
 
 def test_a_bundle_deleted_between_the_two_reads(proxied: Service, proxy: Proxy) -> None:

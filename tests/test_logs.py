@@ -1,12 +1,13 @@
 """The log's lines."""
 
+import contextvars
 import json
 import logging
 from collections.abc import Iterator
 
 import pytest
 
-from service import logs
+from service import logs, trace
 
 
 @pytest.fixture(autouse=True)
@@ -41,3 +42,29 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
     logging.getLogger("service.test").warning("but this")
     [line] = capsys.readouterr().err.splitlines()
     assert line.endswith("WARNING but this")
+
+
+def test_a_line_within_a_request_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure("json", "info")
+
+    def request() -> None:
+        trace.begin("an-id")
+        logging.getLogger("service.test").info("inside", extra={"fields": {"route": "/upload"}})
+        trace.apart().run(logging.getLogger("service.test").info, "beside")
+
+    contextvars.copy_context().run(request)
+    logging.getLogger("service.test").info("outside")
+    inside, beside, outside = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (inside["request_id"], inside["route"]) == ("an-id", "/upload")
+    assert beside["request_id"] == "an-id"
+    assert "request_id" not in outside
+
+
+def test_a_bundle_that_is_cut_off_is_no_error_of_the_server(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.configure("text", "info")
+    logging.getLogger("uvicorn.error").error("ASGI callable returned without completing response.")
+    logging.getLogger("uvicorn.error").error("another")
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith("ERROR another")

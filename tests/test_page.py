@@ -18,6 +18,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from hypothesis import strategies as st
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service as Driver
 from selenium.webdriver.common.by import By
@@ -26,6 +27,7 @@ from selenium.webdriver.remote.remote_connection import RemoteConnection
 from service import pages
 from tests.clients import raw_request, sign
 from tests.conftest import Serve, Service
+from tests.fuzz import fuzz
 from tests.proxy import Fault, Proxy, Respond
 from tests.stores import Store
 
@@ -83,6 +85,30 @@ def test_probes_get_a_line_and_browsers_the_page(service: Service) -> None:
 )
 def test_what_prefers_html(accept: str, *, wanted: bool) -> None:
     assert pages.prefers_html(accept) is wanted
+
+
+RANGES = st.tuples(
+    st.sampled_from(["text/html", "Text/HTML", "text/plain", "text/*", "text/html5"]),
+    st.sampled_from(["", ";level=1", " ; x=q"]),
+    st.none() | st.integers(0, 1000),
+)
+"""A media range of RFC 9110, section 12.5.1: its type, a parameter, its weight in thousandths."""
+
+
+@fuzz(st.lists(RANGES, max_size=4, unique_by=lambda ranges: ranges[0].lower()))
+def test_what_prefers_html_by_weight(ranges: list[tuple[str, str, int | None]]) -> None:
+    weights = {name.lower(): 1000 if weight is None else weight for name, _, weight in ranges}
+    accept = " ,\t".join(
+        name + parameter + ("" if weight is None else f" ;q={weight / 1000:.3f}")
+        for name, parameter, weight in ranges
+    )
+    html, plain = weights.get("text/html", 0), weights.get("text/plain", 0)
+    assert pages.prefers_html(accept) is (html > 0 and html >= plain)
+
+
+@fuzz(st.text(max_size=40) | st.text("text/html;q=01. ,", max_size=40))
+def test_any_accept_is_read(accept: str) -> None:
+    assert not pages.prefers_html(accept) or "text/html" in accept.lower()
 
 
 def test_the_policy_lets_the_one_style_through_and_no_more(service: Service) -> None:
@@ -353,7 +379,7 @@ def test_another_origin_uploads_fetches_and_deletes(
 ) -> None:
     bundle = "an encrypted bundle"
     proof = sign(KEY, bundle.encode())
-    with caplog.at_level("INFO", logger="service.middleware"):
+    with caplog.at_level("INFO", logger="service.journal"):
         sent = elsewhere.fetch(
             f"{service.url}/upload", method="POST", body=bundle, headers={**proof, "X-TTL": "60"}
         )

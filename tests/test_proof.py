@@ -3,10 +3,10 @@
 import base64
 import hashlib
 import hmac
+import string
 from uuid import UUID
 
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import MalformedHeader
@@ -19,6 +19,7 @@ from service.proof import (
     receipt,
     same,
 )
+from tests.fuzz import fuzz
 
 # RFC 4231, test case 2.
 KEY, DATA = b"Jefe", b"what do ya want for nothing?"
@@ -128,13 +129,51 @@ def test_bad_digests(value: str) -> None:
         parse_digests("Content-Digest", value.encode())
 
 
-@given(st.binary(max_size=60) | st.text("sha-256=:;,A \t", max_size=60).map(str.encode))
+def test_a_long_digest_header_takes_no_longer_than_its_length() -> None:
+    """To a pattern that can part its white space in two ways, each `;` more is twice the work."""
+    with pytest.raises(MalformedHeader):
+        parse_digests("Repr-Digest", b"a=::; ," * 8000 + b"!")
+
+
+@fuzz(st.binary(max_size=70) | st.text(string.hexdigits, min_size=63, max_size=65).map(str.encode))
+def test_any_hmac_header_is_read_or_refused(value: bytes) -> None:
+    if len(value) == 64 and set(value) <= set(string.hexdigits.encode()):
+        assert parse_hmac(value) == value.decode().lower()
+    else:
+        with pytest.raises(MalformedHeader):
+            parse_hmac(value)
+
+
+@fuzz(st.binary(max_size=60) | st.text("sha-256=:;,A \t", max_size=60).map(str.encode))
 def test_any_digest_header_is_read_or_refused(value: bytes) -> None:
     try:
         digest = parse_digests("Repr-Digest", value)
     except MalformedHeader:
         return
     assert digest is None or parse_digests("", digest_field(digest).encode()) == digest
+
+
+MEMBERS = st.tuples(
+    st.sampled_from(["sha-256", "sha-512", "sha-25", "*", "a_b.c-*0"]),
+    st.binary(min_size=32, max_size=32),
+    st.sampled_from(["=", ""]),
+    st.sampled_from(["", ";a", ";a=1", "  ; *b=?0;c", ';d="; sha-256=:AA==:"']),
+    st.sampled_from([",", ", ", "\t,", " , \t"]),
+)
+"""Dictionary members as RFC 9651 has them: key, bytes, padding, parameters, and what comes next."""
+
+
+@fuzz(st.lists(MEMBERS, min_size=1, max_size=4))
+def test_a_digest_header_is_what_rfc_9651_says(
+    members: list[tuple[str, bytes, str, str, str]],
+) -> None:
+    value = ""
+    for key, content, padding, parameters, comma in members:
+        encoded = base64.b64encode(content).decode().rstrip("=") + padding
+        value += f"{key}=:{encoded}:{parameters}{comma}"
+    value = value.rstrip(", \t")
+    digests = {key: content.hex() for key, content, *_ in members}
+    assert parse_digests("Repr-Digest", value.encode()) == digests.get("sha-256")
 
 
 def test_digest_field() -> None:

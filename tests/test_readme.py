@@ -12,6 +12,7 @@ import pytest
 import service
 from service import errors
 from service.cli import main
+from service.metrics import Metrics
 from service.problems import STATUS
 from service.settings import Settings, load
 from tests.test_cli import clean_environment, serving
@@ -115,3 +116,10 @@ def test_the_map_names_every_module() -> None:
     assert service.__doc__ is not None
     modules = {path.stem for path in (ROOT / "service").glob("*.py")} - {"__init__"}
     assert all(re.search(rf"\b{module}\b", service.__doc__) for module in modules)
+
+
+def test_every_metric_is_there() -> None:
+    page = (ROOT / "infra" / "README.md").read_text()
+    exposed = Metrics().exposition().decode()
+    documented = re.findall(r"^\| `(history_\w+)` \|", page, re.MULTILINE)
+    assert documented == re.findall(r"^# HELP (history_\w+)", exposed, re.MULTILINE)

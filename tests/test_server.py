@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from service import server
+from service import pace, server
 from tests.clients import dial, raw_request, read_all, sign, until
 from tests.conftest import Serve, Service
 
 KEY = "a signing key"
 MIB = 1 << 20
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
 
 
 @pytest.fixture
@@ -42,7 +45,7 @@ def test_a_second_head_that_comes_in_drips(impatient: Service) -> None:
     assert 0.9 < time.monotonic() - began < 5
 
 
-@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
+@needs_proc
 def test_a_reader_that_takes_nothing_is_dropped_with_its_buffers(impatient: Service) -> None:
     bundle = bytes(20 * MIB)
     proof = sign(KEY, bundle)
@@ -64,6 +67,50 @@ def server_peers(url: str) -> set[int]:
         if int(local.split(":")[1], 16) == own and state == "01":
             peers.add(int(remote.split(":")[1], 16))
     return peers
+
+
+@pytest.fixture
+def strict(service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
+    """It counts a client's average from the first second on."""
+    monkeypatch.setattr(pace, "GRACE", 1.0)
+    return service
+
+
+def test_an_upload_that_trickles_is_told_so(strict: Service) -> None:
+    began = time.monotonic()
+    with dial(strict.url) as connection:
+        connection.sendall(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n")
+        connection.settimeout(0.05)
+        answer = b""
+        while not answer:
+            connection.sendall(b"x")
+            with suppress(TimeoutError):
+                answer = connection.recv(65_536)
+        assert 0.9 < time.monotonic() - began < 5
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b'"upload_timeout"' in answer
+
+
+@needs_proc
+@pytest.mark.parametrize("rate", [4, 24])
+def test_a_reader_is_dropped_if_it_is_too_slow(strict: Service, rate: int) -> None:
+    """In KiB a second, of the 16 that are asked of it; to take nothing, it would have 30 s."""
+    bundle = bytes(20 * MIB)
+    proof = sign(KEY, bundle)
+    bundle_id = strict.http.post("/upload", content=bundle, headers=proof).text
+    head = "".join(f"{name}: {value}\r\n" for name, value in proof.items())
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+        connection.connect(("127.0.0.1", int(strict.url.rsplit(":", 1)[1])))
+        connection.sendall(f"GET /files/{bundle_id} HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode())
+        port = connection.getsockname()[1]
+        for _ in range(12):
+            connection.recv(rate * 1024 // 2, socket.MSG_WAITALL)
+            time.sleep(0.5)
+        if rate > 16:
+            assert port in server_peers(strict.url)
+        else:
+            until(lambda: port not in server_peers(strict.url), seconds=10)
 
 
 def test_a_client_that_half_closes_gets_its_id(service: Service) -> None:

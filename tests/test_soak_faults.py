@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from service import client
 from service.budget import Memory
 from tests import dice
 from tests.clients import until
@@ -117,7 +118,8 @@ def trial(store: Store, s3: Any, *, seed: int, rounds: int, transfers: int) -> N
             print(before, after, sep="\n")
 
 
-def test_forty_faulty_transfers(store: Store, s3: Any) -> None:
+def test_forty_faulty_transfers(store: Store, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "BACKOFF", 0.1)
     trial(store, s3, seed=1, rounds=1, transfers=40)
 
 

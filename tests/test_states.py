@@ -4,7 +4,6 @@ Hypothesis makes up the order: transfers by all sorts of clients, failures of S3
 of the service. `tests/ledger.py` knows what must come of it.
 """
 
-import random
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -22,6 +21,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from service import client
 from tests import dice
 from tests.clients import until
 from tests.conftest import SMALL_PART, running_service
@@ -141,17 +141,8 @@ class History(RuleBasedStateMachine):
         print(self._ledger.table())
 
 
-@pytest.fixture
-def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have botocore wait a twentieth of its second between tries: so more can be tried."""
-    monkeypatch.setattr(
-        "botocore.retries.standard.ExponentialBackoff.delay_amount",
-        lambda _, context: random.random() * 2 ** (context.attempt_number - 1) / 20,
-    )
-
-
-@pytest.mark.usefixtures("quick_retries")
-def test_some_states(store: Store, s3: Any) -> None:
+def test_some_states(store: Store, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "BACKOFF", 0.1)
     few = settings(SETTINGS, derandomize=True, max_examples=3, stateful_step_count=8)
     run_state_machine_as_test(lambda: History(store, s3), settings=few)  # type: ignore[arg-type]
 

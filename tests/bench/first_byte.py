@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import aiohttp
 
-from service.storage import connect
+from service.client import connect
 from tests import stores
 from tests.clients import sign
 from tests.conftest import FROM_ENVIRONMENT, aws_environment
