@@ -28,6 +28,7 @@ from service.errors import (
     NotFound,
     StorageUnavailable,
 )
+from service.leftovers import Leftovers
 from service.metrics import Metrics
 from service.proof import Proof, Verification, receipt, same
 from service.ranges import Stat, Wanted
@@ -113,16 +114,23 @@ class Bundles:
         self._clock = clock
         self._deposits: set[asyncio.Task[Any]] = set()
         self._background: set[asyncio.Task[Any]] = set()
+        self._leftovers = Leftovers()
 
     async def close(self) -> None:
         """Wait for deposits that are being cancelled, and for what runs in the background.
 
-        For at most `CLEANUP_TIMEOUT`.
+        For at most `CLEANUP_TIMEOUT`; what goes on in the background then is cancelled.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(CLEANUP_TIMEOUT):
                 while running := self._deposits | self._background:
                     await asyncio.wait(running)
+        if not self._background:
+            return
+        _log.warning("what is left of failed uploads is left to the bucket's lifecycle")
+        for task in self._background:
+            task.cancel()
+        await asyncio.wait(self._background)
 
     async def deposit(
         self,
@@ -286,10 +294,15 @@ class Bundles:
             yield
         except BaseException as error:
             self._metrics.uploads_aborted.labels(_reason(error)).inc()
-            self._in_background(upload.undo())
+            self._in_background(self._undo(upload))
             raise
         finally:
             self._deposits.discard(deposit)
+
+    async def _undo(self, upload: Upload) -> None:
+        """Leave nothing of an upload in S3, if it takes until S3 is there again."""
+        if removal := await upload.undo():
+            await self._leftovers.remove(removal)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run to its end what must not be cancelled with the request it belongs to."""

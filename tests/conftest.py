@@ -44,6 +44,7 @@ class Service:
     prefix: str
     http: httpx.Client = field(repr=False)
     s3: Any = field(repr=False)
+    running: server.Server = field(repr=False)
 
     def upload(self, content: bytes, hmac: str | None = None) -> str:
         headers = {} if hmac is None else {"X-HMAC": hmac}
@@ -227,7 +228,7 @@ def running_service(
         url = f"http://127.0.0.1:{port}"
         try:
             with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
-                yield Service(url, config.bucket, config.prefix, http, s3)
+                yield Service(url, config.bucket, config.prefix, http, s3, running)
         finally:
             running.should_exit = True
             thread.join(30)
