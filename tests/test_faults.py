@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service import client
+from service import client, leftovers
 from service.bodies import RESUMPTIONS
 from tests.clients import sign, until
 from tests.conftest import SMALL_PART, Serve, Service, running_service
@@ -210,9 +210,13 @@ def test_an_upload_that_is_gone_before_it_is_aborted(proxied: Service, proxy: Pr
 
 
 def test_what_cannot_be_undone_is_undone_as_soon_as_it_can_be(
-    proxied: Service, proxy: Proxy, caplog: pytest.LogCaptureFixture
+    proxied: Service,
+    proxy: Proxy,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """However often S3 refuses; of that it says a word at the start, and none at each try."""
+    monkeypatch.setattr(leftovers, "LONGEST_PAUSE", leftovers.FIRST_PAUSE)
     asked = Fault("ListMultipartUploads", REFUSED, times=None)
     proxy.faults += [asked, Fault("DeleteObject", REFUSED, times=None)]
     proxy.faults.append(Fault("PutObjectTagging", REFUSED, times=2))
