@@ -21,12 +21,8 @@ from aiobotocore.retries.standard import (
     AioRetryPolicy,
     AioStandardRetryConditions,
 )
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    HTTPClientError,
-    IncompleteReadError,
-)
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+from botocore.exceptions import ConnectionError as NoConnection
 from botocore.handlers import add_expect_header
 from botocore.retries.quota import RetryQuota
 from botocore.retries.standard import ExponentialBackoff, RetryEventAdapter, RetryQuotaChecker
@@ -68,7 +64,7 @@ _CONFIG = AioConfig(
 _FAILURES = (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError)
 """What botocore and aiohttp raise where S3 gave no answer, or no whole one."""
 
-_NETWORK = (HTTPClientError, IncompleteReadError)
+_NETWORK = (NoConnection, HTTPClientError, IncompleteReadError)
 """What of botocore's is no mistake in its settings or credentials."""
 
 _ABSENT = {"NoSuchKey", "PreconditionFailed", "412"}

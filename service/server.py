@@ -39,8 +39,8 @@ WATCH_INTERVAL = 1.0
 LAST_CALL = 0.5
 """Seconds after the listener has closed in which a request is still taken on."""
 
-HEAD_SIZE = 16 * 1024
-"""Bytes that are read at a time before there is a request; its body comes in larger pieces."""
+READ_AHEAD = 16 * 1024
+"""Bytes that are read at a time of what is no body that the application asks for."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -167,7 +167,7 @@ class Server(uvicorn.Server):
 class _Inlet(asyncio.BufferedProtocol):
     """Read no more at a time than is wanted: uvloop would take up to 256 KB from everybody."""
 
-    _buffer = memoryview(bytearray(64 * 1024))
+    _buffer = memoryview(bytearray(256 * 1024))
     """Shared by all connections, as what is read is taken out of it at once."""
 
     def __init__(self, protocol: "_Protocol") -> None:
@@ -179,8 +179,9 @@ class _Inlet(asyncio.BufferedProtocol):
         self.eof_received = protocol.eof_received  # type: ignore[method-assign]
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
-        body = self._protocol.conn.their_state is h11.SEND_BODY
-        return self._buffer if body else self._buffer[:HEAD_SIZE]
+        conn = self._protocol.conn
+        wanted = conn.their_state is h11.SEND_BODY and conn.our_state is h11.SEND_RESPONSE
+        return self._buffer if wanted else self._buffer[:READ_AHEAD]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._protocol.data_received(bytes(self._buffer[:nbytes]))

@@ -27,7 +27,7 @@ def refusal(code: str) -> ClientError:
         (refusal("RequestTimeTooSkewed"), "S3 refuses GetObject: RequestTimeTooSkewed; set this"),
         (
             NoCredentialsError(),
-            "S3 cannot be asked for GetObject: NoCredentialsError; check the cr",
+            "S3 cannot be asked for GetObject: NoCredentialsError; check the",
         ),
         (
             EndpointConnectionError(endpoint_url="http://a.example"),
@@ -39,7 +39,7 @@ def refusal(code: str) -> ClientError:
         ),
         (
             TimeoutError(),
-            "S3 cannot be reached for GetObject: TimeoutError; check AWS_ENDPOINT_URL",
+            "S3 cannot be reached for GetObject: TimeoutError; check AWS_ENDPOINT",
         ),
     ],
 )
