@@ -64,7 +64,7 @@ _CONFIG = AioConfig(
 _FAILURES = (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError)
 """What botocore and aiohttp raise where S3 gave no answer, or no whole one."""
 
-_NETWORK = (NoConnection, HTTPClientError, IncompleteReadError)
+NETWORK_ERRORS = (NoConnection, HTTPClientError, IncompleteReadError)
 """What of botocore's is no mistake in its settings or credentials."""
 
 _ABSENT = {"NoSuchKey", "PreconditionFailed", "412"}
@@ -202,7 +202,7 @@ class Calls:
         if isinstance(error, ClientError):
             cause = _AT_HEAD.get(error_code(error), error_code(error))
             words = f"S3 refuses {operation}: {cause}"
-        elif isinstance(error, BotoCoreError) and not isinstance(error, _NETWORK):
+        elif isinstance(error, BotoCoreError) and not isinstance(error, NETWORK_ERRORS):
             cause = type(error).__name__
             words = f"S3 cannot be asked for {operation}: {cause}"
         else:
