@@ -356,6 +356,22 @@ def test_a_call_to_s3_is_bounded_also_where_it_takes_no_body(
         until(lambda: nothing_left(service))
 
 
+def test_a_part_that_s3_stops_taking_is_sent_again(
+    store: Store, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is longer than what the kernel takes for a stalled reader."""
+    monkeypatch.setattr(client, "READ_TIMEOUT", 1.0)
+    bundle = bytes(24 << 20)
+    with Proxy(store.endpoint_url) as proxy:
+        service = serve(endpoint_url=proxy.url, part_size=len(bundle))
+        proxy.faults.append(Fault("PutObject", Delay(30)))
+        answer = service.http.post("/upload", content=bundle)
+        assert answer.status_code == 200
+        assert answer.elapsed.total_seconds() < 20
+        assert operations(proxy).count("PutObject") >= 2
+        assert service.fetch(answer.text, sign(KEY, bundle)).content == bundle
+
+
 def test_a_bundle_deleted_between_the_two_reads(proxied: Service, proxy: Proxy) -> None:
     bundle_id = proxied.upload(LARGE)
     proxy.faults.append(Fault("GetObject", Respond(404, "NoSuchKey"), after=1))
