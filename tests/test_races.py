@@ -12,7 +12,7 @@ from tests.clients import sign
 from tests.conftest import Serve, Service
 
 KEY = "the key that signs in a race"
-AT_ONCE = 16
+AT_ONCE = 4
 
 
 @pytest.mark.every_store
@@ -47,7 +47,7 @@ async def run(service: Service, races: int, rng: random.Random) -> Counter[str]:
             headers = {"X-HMAC": proof["X-HMAC"]}
             path = "/files/" + (await http.post("/upload", content=bundle, headers=headers)).text
             bundles[path] = proof
-            outcomes.update(await race(http, path, proof, rng.uniform(0, 0.03)))
+            outcomes.update(await race(http, path, proof, rng.uniform(0, 0.004)))
 
     async with httpx.AsyncClient(
         base_url=service.url, timeout=60, trust_env=False, limits=limits
