@@ -101,7 +101,7 @@ def test_8_mib_are_one_part(store: Store, serve: Serve) -> None:
 def test_where_the_tag_refuses_no_body_is_read(proxied: Service, proxy: Proxy) -> None:
     bundle_id = proxied.upload(LARGE, sign(KEY, LARGE)["X-HMAC"])
     proxy.requests.clear()
-    refused = {"wrong HMAC": sign(KEY, b"another"), "another key": sign("another", LARGE)}
+    refused = {"wrong HMAC": sign(KEY, b"another"), "another key": sign("another key", LARGE)}
     for proof in refused.values():
         assert proxied.fetch(bundle_id, proof).status_code == 401
     for half in ({}, {"X-HMAC": "0" * 64}, {"X-SIGNING-KEY": KEY}, {**proof, "X-SIGNING-KEY": ""}):

@@ -37,7 +37,6 @@ async def run(service: Service, races: int, rng: random.Random) -> Counter[str]:
     """So many races, some at once; what came of the downloads, the deletes, and a look at each."""
     outcomes: Counter[str] = Counter()
     bundles: dict[str, dict[str, str]] = {}
-    limits = httpx.Limits(max_connections=None)
     turns = iter(range(races))
 
     async def one_after_another(http: httpx.AsyncClient) -> None:
@@ -49,9 +48,7 @@ async def run(service: Service, races: int, rng: random.Random) -> Counter[str]:
             bundles[path] = proof
             outcomes.update(await race(http, path, proof, rng.uniform(0, 0.004)))
 
-    async with httpx.AsyncClient(
-        base_url=service.url, timeout=60, trust_env=False, limits=limits
-    ) as http:
+    async with service.many() as http:
         async with asyncio.TaskGroup() as group:
             for _ in range(AT_ONCE):
                 group.create_task(one_after_another(http))

@@ -4,8 +4,6 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import httpx
@@ -27,15 +25,6 @@ def counted(service: Service, name: str) -> int:
     """The sum of a metric over its labels."""
     lines = service.http.get("/metrics").text.splitlines()
     return int(sum(float(line.split()[-1]) for line in lines if line.startswith(name)))
-
-
-@asynccontextmanager
-async def clients(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(
-        base_url=service.url, timeout=280, trust_env=False, limits=limits
-    ) as http:
-        yield http
 
 
 @dataclass(frozen=True)
@@ -134,7 +123,7 @@ async def move(service: Service, rough: Rough, rng: random.Random) -> Counter[st
             whole = answer.content == bundle
             outcomes[f"down {answer.status_code}" if whole else "not the same"] += 1
 
-    async with clients(service) as http, asyncio.TaskGroup() as group:
+    async with service.many() as http, asyncio.TaskGroup() as group:
         for _ in range(rough.at_once):
             group.create_task(one_after_another(http))
     return outcomes
