@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from service import client, readiness
-from tests.clients import sign
+from tests.clients import sign, until
 from tests.conftest import SMALL_PART, Serve, Service
 from tests.proxy import Proxy
 from tests.stores import Store
@@ -46,6 +46,7 @@ class Crowd:
     def __init__(self, service: Service, rng: random.Random) -> None:
         self.answers: list[Answer] = []
         self.readiness: list[Answer] = []
+        self.deposited = 0
         self._service = service
         self._bundles = [rng.randbytes(size) for size in (1000, 300_000, SMALL_PART + 1000)]
         self._left = False
@@ -113,6 +114,7 @@ class Crowd:
         began = time.monotonic()
         answer = await http.post("/upload", content=bundle)
         self.answers.append(Answer(began, time.monotonic(), _seen(answer)))
+        self.deposited += answer.status_code == 200
         return answer.text
 
     async def _download(self, http: httpx.AsyncClient, bundle: bytes, bundle_id: str) -> None:
@@ -168,6 +170,8 @@ def outage(store: Store, serve: Serve, caplog: pytest.LogCaptureFixture, *, seco
         service = serve(endpoint_url=proxy.url, part_size=SMALL_PART)
         crowd = Crowd(service, random.Random(seed))
         began, ended = asyncio.run(asyncio.wait_for(crowd.run(proxy, seconds), 100))
+        until(lambda: len(service.objects()) == crowd.deposited, seconds=15)
+        until(lambda: not service.multipart_uploads(), seconds=15)
     during = Counter(answer.what for answer in crowd.answers if answer.ended < ended)
     afterwards = Counter(answer.what for answer in crowd.answers if answer.began > ended)
     unready, ready, back = crowd.unready(began), crowd.ready(ended), crowd.back(ended)
