@@ -20,6 +20,7 @@ from typing import Any
 import h11
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.errors import AddressInUse
@@ -168,6 +169,7 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Transport(transport, self.patience))  # type: ignore[arg-type]
+        self.flow = _Flow(self.transport, self.conn)  # type: ignore[arg-type]
         self._expect_head()
         self._expect_reader()
 
@@ -211,6 +213,8 @@ class _Protocol(H11Protocol):
     def on_response_complete(self) -> None:
         self._expect_reader()
         super().on_response_complete()
+        if self.conn.their_state in (h11.IDLE, h11.DONE):
+            self.flow.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, unless an answer is under way; the request is at its end."""
@@ -262,6 +266,22 @@ class _Protocol(H11Protocol):
         now, taken = self.loop.time(), self.transport.taken
         self._pace.waited(now - self._paused_at, taken - self._taken)
         self._paused_at, self._taken = now, taken
+
+
+class _Flow(FlowControl):
+    """Reads no further while there is a request that waits for its turn.
+
+    uvicorn reads on whenever the application asks for more of a request, also one that is at its
+    end; a client that sends requests ahead would fill the memory with them.
+    """
+
+    def __init__(self, transport: asyncio.Transport, conn: h11.Connection) -> None:
+        super().__init__(transport)
+        self._conn = conn
+
+    def resume_reading(self) -> None:
+        if self._conn.their_state is not h11.DONE or not self._conn.trailing_data[0]:
+            super().resume_reading()
 
 
 class _Transport:

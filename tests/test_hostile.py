@@ -365,6 +365,33 @@ def test_early_answers_arrive_whole_while_neighbours_are_served(
     assert max(took) < middleware.LINGER
 
 
+def test_requests_sent_ahead_wait_at_their_client(service: Service) -> None:
+    """No more of them is read than is answered, beside what the kernels hold.
+
+    What is sent ahead of a request is also not read while it asks S3 and watches for a hang-up.
+    """
+    padding = b"X-Padding: " + b"x" * 12_000
+    proof = b"X-HMAC: %b\r\nX-SIGNING-KEY: k\r\n" % (b"0" * 64)
+    request = b"GET /files/%b HTTP/1.1\r\nHost: x\r\n%b%b\r\n\r\n"
+    request %= (str(uuid4()).encode(), proof, padding)
+    sent = answered = 0
+    with dial(service.url) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+        connection.settimeout(0)
+        piece = memoryview(request)
+        while answered < 40:
+            readable, writable, _ = select.select([connection], [connection], [], 10)
+            assert readable or writable
+            if readable:
+                answered += connection.recv(65_536).count(b"HTTP/1.1 404")
+            if writable:
+                taken = connection.send(piece)
+                sent += taken
+                piece = piece[taken:] or memoryview(request)
+    print(f"{sent / MIB:.1f} MiB sent for {answered} answers")
+    assert sent - answered * len(request) < 4 * MIB
+
+
 @needs_proc
 def test_who_sends_ahead_and_never_reads_is_dropped(
     service: Service, monkeypatch: pytest.MonkeyPatch
