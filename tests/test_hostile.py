@@ -365,6 +365,23 @@ def test_early_answers_arrive_whole_while_neighbours_are_served(
     assert max(took) < middleware.LINGER
 
 
+def test_a_preflight_with_a_body_is_not_waited_for(service: Service) -> None:
+    """CORS answers it, and nobody reads its body."""
+    began = time.monotonic()
+    with dial(service.url) as connection:
+        connection.sendall(
+            b"OPTIONS /upload HTTP/1.1\r\nHost: x\r\nOrigin: https://a.example\r\n"
+            b"Access-Control-Request-Method: POST\r\nContent-Length: 99\r\n\r\n"
+        )
+        answer = connection.recv(65_536)
+        connection.sendall(b"some")
+        read_all(connection)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\naccess-control-allow-origin: *\r\n" in answer
+    assert b"\r\nconnection: close\r\n" in answer
+    assert time.monotonic() - began < middleware.LINGER + 3
+
+
 def test_requests_sent_ahead_wait_at_their_client(service: Service) -> None:
     """No more of them is read than is answered, beside what the kernels hold.
 
