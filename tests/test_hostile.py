@@ -365,6 +365,36 @@ def test_early_answers_arrive_whole_while_neighbours_are_served(
     assert max(took) < middleware.LINGER
 
 
+def test_neighbours_of_a_flood_of_tiny_chunks(service: Service) -> None:
+    """Each read of theirs holds 43,000; taken in at once, those were half a second."""
+    flood = "1\r\nx\r\n" * 5000
+    latencies(service.url, count=4)
+    with attacking(
+        service.url, Attack(2, (UPLOAD + CHUNKED).decode(), byte=flood, every=0)
+    ) as attackers:
+        took = latencies(service.url, count=20)
+        [report] = attackers.stop()
+    print(f"beside {report.sent * 5000} chunks: {in_words(took)}, longest {max(took) * 1e3:.1f} ms")
+    assert report.sent
+    assert max(took) < 1
+
+
+@pytest.mark.parametrize("half_closed", [False, True])
+@pytest.mark.parametrize("count", [99, 100, 101, 50_000])
+def test_a_bundle_in_tiny_chunks(service: Service, count: int, *, half_closed: bool) -> None:
+    """All of it arrives, and what follows is the next request."""
+    bundle = os.urandom(count)
+    with dial(service.url) as connection:
+        chunks = b"".join(chunk(bundle[at : at + 1]) for at in range(count))
+        after = b"" if half_closed else LAST
+        connection.sendall(UPLOAD + CHUNKED + chunks + b"0\r\n\r\n" + after)
+        if half_closed:
+            connection.shutdown(socket.SHUT_WR)
+        answers = parsed(read_all(connection))
+    assert [status for status, _ in answers] == ([200] if half_closed else [200, 200])
+    assert service.fetch(answers[0][1].decode(), sign(KEY, bundle)).content == bundle
+
+
 def test_a_preflight_with_a_body_is_not_waited_for(service: Service) -> None:
     """CORS answers it, and nobody reads its body."""
     began = time.monotonic()
