@@ -13,6 +13,7 @@
     claim, proof            pure: what an upload says of itself; HMACs, receipts, digests
     ranges, record          pure: ranges and conditions; a bundle's record ↔ tags, expiry
     budget, pace            the bytes that all transfers may hold; how slow a client may be
+    leftovers               what S3 would not remove at once, until it does
     readiness, metrics      whether to send requests here; what is counted
     trace                   the request under way, and what it waits for
     settings, logs, errors  the environment, read once; log lines; the error tree

@@ -8,6 +8,7 @@
 """
 
 import asyncio
+import mmap
 from collections import deque
 from contextlib import suppress
 from types import TracebackType
@@ -84,6 +85,15 @@ class Memory:
     def __init__(self, total: int, *, timeout: float) -> None:
         self.parts = Budget(total, timeout=timeout)
         self.slots = Budget(max(total // 16, 16 * SLOT), timeout=timeout)
+
+
+def buffer(size: int) -> memoryview:
+    """`size` bytes to fill, given back to the system as soon as nobody refers to them.
+
+    Out of the heap they would soon not be: it ends where the last small thing above them does.
+    """
+    pages = mmap.mmap(-1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return memoryview(pages)[:size]
 
 
 class Lease:

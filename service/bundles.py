@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from service import trace
-from service.budget import Memory
+from service.budget import Memory, buffer
 from service.claim import Arrival, Claim
 from service.content import RECEIPT_TIMEOUT, Content, Held, InMemory
 from service.errors import (
@@ -28,6 +28,7 @@ from service.errors import (
     NotFound,
     StorageUnavailable,
 )
+from service.leftovers import Leftovers
 from service.metrics import Metrics
 from service.proof import Proof, Verification, receipt, same
 from service.ranges import Stat, Wanted
@@ -113,16 +114,23 @@ class Bundles:
         self._clock = clock
         self._deposits: set[asyncio.Task[Any]] = set()
         self._background: set[asyncio.Task[Any]] = set()
+        self._leftovers = Leftovers()
 
     async def close(self) -> None:
         """Wait for deposits that are being cancelled, and for what runs in the background.
 
-        For at most `CLEANUP_TIMEOUT`.
+        For at most `CLEANUP_TIMEOUT`; what goes on in the background then is cancelled.
         """
         with suppress(TimeoutError):
             async with asyncio.timeout(CLEANUP_TIMEOUT):
                 while running := self._deposits | self._background:
                     await asyncio.wait(running)
+        if not self._background:
+            return
+        _log.warning("what is left of failed uploads is left to the bucket's lifecycle")
+        for task in self._background:
+            task.cancel()
+        await asyncio.wait(self._background)
 
     async def deposit(
         self,
@@ -231,17 +239,19 @@ class Bundles:
             self._decide("receipt", holds=same(record.receipt, receipt(proof, bundle_id)))
             return record, None
         lease = held.enter_context(await self._memory.parts.take(self._part_size))
-        verification, chunks = Verification(proof.key), list[bytes]()
+        verification = Verification(proof.key)
         async with aclosing(await self._storage.open(bundle_id)) as stored:
             fits = keep and stored.stat.size <= self._part_size
             lease.shrink(max(stored.stat.size, OPEN_BODY) if fits else OPEN_BODY)
+            bundle, at = buffer(stored.stat.size) if fits else None, 0
             async for chunk in stored:
                 verification.update(chunk)
-                if fits:
-                    chunks.append(chunk)
+                if bundle is not None:
+                    bundle[at : at + len(chunk)] = chunk
+                    at += len(chunk)
         way = "memory" if fits else "two_reads" if keep else "one_read"
         self._decide(way, holds=verification.holds(proof.hmac))
-        return record, _Seen(stored.stat, chunks if fits else None)
+        return record, _Seen(stored.stat, bundle)
 
     def _decide(self, way: str, *, holds: bool) -> None:
         """Count a verification. Raises `InvalidHmac` where the proof does not hold."""
@@ -258,8 +268,8 @@ class Bundles:
             return stored.stat, stored, None
         stat = seen.stat if seen else await self._storage.head(bundle_id)
         part = wanted.of(stat)
-        if seen is not None and seen.chunks is not None:
-            return stat, InMemory(seen.chunks, part or range(stat.size)), part
+        if seen is not None and seen.bundle is not None:
+            return stat, InMemory(seen.bundle, part or range(stat.size)), part
         return stat, await self._storage.open(bundle_id, etag=stat.etag, part=part), part
 
     async def _note(self, bundle_id: UUID, record: BundleRecord) -> None:
@@ -284,10 +294,15 @@ class Bundles:
             yield
         except BaseException as error:
             self._metrics.uploads_aborted.labels(_reason(error)).inc()
-            self._in_background(upload.undo())
+            self._in_background(self._undo(upload))
             raise
         finally:
             self._deposits.discard(deposit)
+
+    async def _undo(self, upload: Upload) -> None:
+        """Leave nothing of an upload in S3, if it takes until S3 is there again."""
+        if removal := await upload.undo():
+            await self._leftovers.remove(removal)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run to its end what must not be cancelled with the request it belongs to."""
@@ -306,7 +321,7 @@ def _reason(error: BaseException) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """A bundle that was read to check its proof; `chunks` where its bytes were kept."""
+    """A bundle that was read to check its proof, with its bytes where they were kept."""
 
     stat: Stat
-    chunks: list[bytes] | None
+    bundle: memoryview | None

@@ -21,7 +21,8 @@ from aiobotocore.retries.standard import (
     AioRetryPolicy,
     AioStandardRetryConditions,
 )
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+from botocore.exceptions import ConnectionError as NoConnection
 from botocore.handlers import add_expect_header
 from botocore.retries.quota import RetryQuota
 from botocore.retries.standard import ExponentialBackoff, RetryEventAdapter, RetryQuotaChecker
@@ -63,6 +64,9 @@ _CONFIG = AioConfig(
 _FAILURES = (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError)
 """What botocore and aiohttp raise where S3 gave no answer, or no whole one."""
 
+_NETWORK = (NoConnection, HTTPClientError, IncompleteReadError)
+"""What of botocore's is no mistake in its settings or credentials."""
+
 _ABSENT = {"NoSuchKey", "PreconditionFailed", "412"}
 """What S3 says where there is no such object, or none with the ETag of If-Match."""
 
@@ -73,6 +77,7 @@ _UNREACHABLE = "S3 cannot be reached"
 _AT_HEAD = {"403": "AccessDenied", "404": "NoSuchBucket"}
 _REMEDIES = {
     "NoSuchBucket": "make the bucket {bucket} with init-bucket, or set HISTORY_BUCKET to another",
+    "RequestTimeTooSkewed": "set this machine's clock",
     _UNREACHABLE: "check AWS_ENDPOINT_URL_S3 and the network",
 }
 _REFUSED = "check the credentials and what they permit on the bucket {bucket}"
@@ -197,6 +202,9 @@ class Calls:
         if isinstance(error, ClientError):
             cause = _AT_HEAD.get(error_code(error), error_code(error))
             words = f"S3 refuses {operation}: {cause}"
+        elif isinstance(error, BotoCoreError) and not isinstance(error, _NETWORK):
+            cause = type(error).__name__
+            words = f"S3 cannot be asked for {operation}: {cause}"
         else:
             cause = _UNREACHABLE
             words = f"{_UNREACHABLE} for {operation}: {type(error).__name__}"

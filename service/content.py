@@ -7,6 +7,9 @@ from typing import Protocol
 
 from service import trace
 
+PIECE = 64 * 1024
+"""Bytes of a bundle in memory that are given to its reader at a time."""
+
 RECEIPT_TIMEOUT = 5.0
 """Seconds that a download's last bytes wait for its receipt to be written."""
 
@@ -14,26 +17,23 @@ RECEIPT_TIMEOUT = 5.0
 class Content(Protocol):
     """A bundle's bytes: to be iterated once, and closed by whoever asked for them."""
 
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    def __aiter__(self) -> AsyncIterator[bytes | memoryview]: ...
     async def aclose(self) -> None: ...
 
 
 class InMemory:
     """A part of a verified bundle that is in memory already."""
 
-    def __init__(self, chunks: list[bytes], part: range) -> None:
-        self._chunks = chunks
-        self._part = part
+    def __init__(self, bundle: memoryview, part: range) -> None:
+        self._left = bundle[part.start : part.stop]
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        start, stop = self._part.start, self._part.stop
-        for chunk in self._chunks:
-            if piece := chunk[max(start, 0) : max(stop, 0)]:
-                yield piece
-            start, stop = start - len(chunk), stop - len(chunk)
+    async def __aiter__(self) -> AsyncIterator[memoryview]:
+        while self._left:
+            piece, self._left = self._left[:PIECE], self._left[PIECE:]
+            yield piece
 
     async def aclose(self) -> None:
-        self._chunks.clear()
+        self._left = memoryview(b"")
 
 
 class Held:
@@ -46,11 +46,11 @@ class Held:
         self._memory = memory
         self._noted = noted
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
         return aiter(self._content) if self._noted is None else self._until(self._noted)
 
-    async def _until(self, noted: asyncio.Task[None]) -> AsyncIterator[bytes]:
-        last = b""
+    async def _until(self, noted: asyncio.Task[None]) -> AsyncIterator[bytes | memoryview]:
+        last: bytes | memoryview = b""
         async for chunk in self._content:
             if last:
                 yield last

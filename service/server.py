@@ -14,6 +14,7 @@ import termios
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -41,6 +42,9 @@ TURN = 100
 
 LAST_CALL = 0.5
 """Seconds after the listener has closed in which a request is still taken on."""
+
+READ_AHEAD = 16 * 1024
+"""Bytes that are read at a time of what is no body that the application asks for."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -89,14 +93,10 @@ class Server(uvicorn.Server):
         read_timeout: float,
         ready: Callable[[], None] = lambda: None,
     ) -> None:
-        class Protocol(_Protocol):
-            patience = read_timeout
-
-        self._Protocol = Protocol
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Protocol,
+                http=self._connection,  # type: ignore[arg-type]
                 loop="uvloop",
                 ws="none",
                 lifespan="on",
@@ -109,6 +109,7 @@ class Server(uvicorn.Server):
             )
         )
         self._listener = listener
+        self._patience = read_timeout
         self._ready = ready
         self._drain = drain
         self._drain_delay = drain_delay
@@ -145,16 +146,21 @@ class Server(uvicorn.Server):
     def _accept_waiting(self) -> None:
         """Take the connections of the backlog, which the kernel would reset."""
         loop = asyncio.get_running_loop()
+        accepted = partial(
+            self._connection,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
         with suppress(BlockingIOError):
             while True:
                 connection, _ = self._listener.accept()
                 self._accepting.append(
-                    loop.create_task(loop.connect_accepted_socket(self._protocol, connection))
+                    loop.create_task(loop.connect_accepted_socket(accepted, connection))
                 )
 
-    def _protocol(self) -> asyncio.Protocol:
-        state = self.lifespan.state
-        return self._Protocol(self.config, server_state=self.server_state, app_state=state)
+    def _connection(self, **arguments: Any) -> "_Inlet":
+        return _Inlet(_Protocol(**arguments, patience=self._patience))
 
     async def on_tick(self, counter: int) -> bool:
         ending = await super().on_tick(counter) or time.monotonic() >= self._drained_at
@@ -162,18 +168,41 @@ class Server(uvicorn.Server):
         return ending
 
 
+class _Inlet(asyncio.BufferedProtocol):
+    """Read no more at a time than is wanted: uvloop would take up to 256 KB from everybody."""
+
+    _buffer = memoryview(bytearray(256 * 1024))
+    """Shared by all connections, as what is read is taken out of it at once."""
+
+    def __init__(self, protocol: "_Protocol") -> None:
+        self._protocol = protocol
+        self.connection_made = protocol.connection_made  # type: ignore[method-assign,assignment]
+        self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
+        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
+        self.eof_received = protocol.eof_received  # type: ignore[method-assign]
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
+        conn = self._protocol.conn
+        wanted = conn.their_state is h11.SEND_BODY and conn.our_state is h11.SEND_RESPONSE
+        return self._buffer if wanted else self._buffer[:READ_AHEAD]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._protocol.data_received(bytes(self._buffer[:nbytes]))
+
+
 class _Protocol(H11Protocol):
     """One connection, none of whose states lasts for ever."""
 
-    patience: float
     conn: "_Connection"
     flow: "_Flow"
     transport: "_Transport"  # type: ignore[assignment]
     _deadline: asyncio.TimerHandle | None = None
     _watch: asyncio.TimerHandle | None = None
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(self, *, patience: float, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.patience = patience
         self.conn = _Connection(h11.SERVER)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

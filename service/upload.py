@@ -1,16 +1,15 @@
 """One bundle on its way into S3: a PutObject, or parts of which one is sent while one fills."""
 
 import asyncio
-import logging
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from typing import Any, Protocol, TypeVar
 from uuid import UUID, uuid4
 
 from service import trace
-from service.budget import SLOT, Lease, Memory
-from service.errors import StorageUnavailable
+from service.budget import SLOT, Lease, Memory, buffer
+from service.leftovers import Removal
 
-_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
@@ -56,7 +55,7 @@ class Upload:
         """
         if length is None:
             self._leases.append(await self._memory.slots.take(SLOT))
-            self._buffer = memoryview(bytearray(SLOT))
+            self._buffer = buffer(SLOT)
         else:
             await self._take_part(min(length, self._part_size))
 
@@ -88,23 +87,21 @@ class Upload:
             await self._make(self._sink.put_tags(self.bundle_id, tags))
         self._release()
 
-    async def undo(self) -> None:
-        """Leave nothing in S3, whatever of it had been begun."""
+    async def undo(self) -> Removal | None:
+        """Give back the memory; what removes from S3 all that had been begun there, if anything."""
         if self._sending is not None:
             self._sending.cancel()
         await asyncio.gather(
             *(task for task in (self._sending, self._making) if task is not None),
             return_exceptions=True,
         )
+        begun = self._making is not None
+        # They hold what they failed with, and that holds their buffers.
+        self._sending = self._making = None
         self._release()
-        calls = [self._sink.delete] if self._making is not None else []
-        if self._multipart:
-            calls.insert(0, self._sink.abort_uploads)
-        for call in calls:
-            try:
-                await call(self.bundle_id)
-            except StorageUnavailable:
-                _log.warning("what is left of a failed upload is left to the bucket's lifecycle")
+        if not begun:
+            return None
+        return partial(_remove, self._sink, self.bundle_id, multipart=self._multipart)
 
     def _release(self) -> None:
         self._buffer = self._spare = memoryview(b"")
@@ -123,7 +120,7 @@ class Upload:
         self._send_part(self._upload)
         if not self._spare and (lease := self._memory.parts.take_now(self._part_size)):
             self._leases.append(lease)
-            self._spare = memoryview(bytearray(self._part_size))
+            self._spare = buffer(self._part_size)
         if not self._spare:
             # The one buffer there is must be sent before it can be filled again.
             await self._part_sent()
@@ -140,7 +137,7 @@ class Upload:
 
     async def _take_part(self, size: int) -> None:
         self._leases.append(await self._memory.parts.take(size))
-        self._buffer = memoryview(bytearray(size))
+        self._buffer = buffer(size)
 
     def _send_part(self, upload: str) -> None:
         self._sending = asyncio.create_task(
@@ -164,3 +161,12 @@ class Upload:
         """
         self._making = making = asyncio.ensure_future(call)
         return await asyncio.shield(making)
+
+
+async def _remove(sink: Sink, bundle_id: UUID, *, multipart: bool) -> None:
+    """Abort first: a Complete that is still on its way makes an object, or fails."""
+    try:
+        if multipart:
+            await sink.abort_uploads(bundle_id)
+    finally:
+        await sink.delete(bundle_id)

@@ -11,9 +11,12 @@ from typing import Any, Protocol
 from uuid import uuid4
 
 import boto3
+import botocore
 import httpx
 import pytest
+from aiobotocore.session import AioSession
 from botocore.config import Config
+from botocore.loaders import create_loader
 
 from service import bucket, server
 from service.app import create_app
@@ -31,6 +34,20 @@ SMALL_PART = 5 << 20
 
 GROUPS = {name: pytest.mark.xdist_group(name) for name in ("localstack", "ceph")}
 
+MODELS = create_loader()
+
+
+def _share_models(session: object) -> None:
+    """Spare each service's session to read S3's model, which takes it longer than all the rest.
+
+    Not botocore's own sessions: a client edits what it has loaded, as the proxy must not see it.
+    """
+    if isinstance(session, AioSession):
+        session.register_component("data_loader", MODELS)
+
+
+botocore.register_initializer(_share_models)
+
 for _name in [name for name in os.environ if name.startswith(("AWS_", "HISTORY_"))]:
     del os.environ[_name]
 
@@ -44,6 +61,7 @@ class Service:
     prefix: str
     http: httpx.Client = field(repr=False)
     s3: Any = field(repr=False)
+    running: server.Server = field(repr=False)
 
     def upload(self, content: bytes, hmac: str | None = None) -> str:
         headers = {} if hmac is None else {"X-HMAC": hmac}
@@ -226,8 +244,9 @@ def running_service(
         port = listener.getsockname()[1]
         url = f"http://127.0.0.1:{port}"
         try:
-            with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:
-                yield Service(url, config.bucket, config.prefix, http, s3)
+            # It reads no certificates, which would take longer than the service's own start.
+            with httpx.Client(base_url=url, timeout=60, trust_env=False, verify=False) as http:
+                yield Service(url, config.bucket, config.prefix, http, s3, running)
         finally:
             running.should_exit = True
             thread.join(30)

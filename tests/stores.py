@@ -4,12 +4,12 @@ Each runs until its block ends, on ports and in a directory of its own, so that 
 once. moto comes with the test requirements; the others raise `NotInstalled` where they are missing.
 """
 
-import logging
 import os
 import random
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -20,8 +20,6 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Self
 from uuid import uuid4
-
-from moto.server import ThreadedMotoServer
 
 TESTS = Path(__file__).parent
 CEPH_COMMANDS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
@@ -58,18 +56,14 @@ def from_environment() -> Store | None:
 
 @contextmanager
 def moto() -> Iterator[Store]:
-    """A server of moto's in a thread; all that run in one process share their buckets."""
-    log = logging.getLogger("werkzeug")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        yield Store("moto", f"http://{host}:{port}")
-    finally:
-        server.stop()
-        log.setLevel(level)
+    """A server of moto's; all tests of one worker share its buckets."""
+    with _Daemons() as daemons, socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        launch = TESTS / "moto_launch.py"
+        daemons.start(sys.executable, launch, listener.fileno(), keep=(listener.fileno(),))
+        listener.close()
+        daemons.wait_for(lambda: _answers(port, "/"))
+        yield Store("moto", f"http://127.0.0.1:{port}")
 
 
 @contextmanager

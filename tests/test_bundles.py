@@ -10,6 +10,7 @@ from service.budget import Memory
 from service.bundles import Bundles
 from service.claim import Claim
 from service.client import Calls, connect
+from service.errors import StorageUnavailable
 from service.metrics import Metrics
 from service.readiness import Drain
 from service.storage import S3Storage
@@ -27,11 +28,14 @@ class Held(S3Storage):
         self.reached = asyncio.Event()
         self.answer = asyncio.Event()
         self.holds = {"put", "upload_part"}
+        self.fails = set[str]()
 
     async def _held(self, call: str) -> None:
         if call in self.holds:
             self.reached.set()
             await self.answer.wait()
+        if call in self.fails:
+            raise StorageUnavailable
 
     async def put(self, *arguments: Any) -> None:
         await super().put(*arguments)
@@ -46,6 +50,10 @@ class Held(S3Storage):
         await super().complete_upload(*arguments)
         await self._held("complete_upload")
 
+    async def delete(self, *arguments: Any) -> None:
+        await self._held("delete")
+        await super().delete(*arguments)
+
 
 def run(
     store: Store, service: Service, test: Callable[[Bundles, Held], Coroutine[Any, Any, None]]
@@ -54,6 +62,7 @@ def run(
     service.clear()
 
     async def main() -> None:
+        before = asyncio.all_tasks()
         async with connect() as client:
             metrics = Metrics()
             calls = Calls(service.bucket, metrics)
@@ -68,6 +77,7 @@ def run(
             )
             await test(bundles, storage)
             await bundles.close()
+            assert asyncio.all_tasks() == before
             assert memory.parts.in_use == memory.slots.in_use == 0
 
     with aws_environment(store):
@@ -146,3 +156,41 @@ def test_closing_waits_for_deposits_that_are_being_cancelled(
     run(store, service, test)
     assert not service.objects()
     assert not service.multipart_uploads()
+
+
+@pytest.mark.parametrize("mebibytes", [1, 6])
+def test_what_waits_for_s3_to_come_back_holds_no_memory(
+    store: Store, service: Service, mebibytes: int
+) -> None:
+    """Four such deposits, one after the other, would not fit into it."""
+
+    async def test(bundles: Bundles, storage: Held) -> None:
+        storage.holds = set()
+        storage.fails = {"put", "complete_upload", "delete"}
+        for _ in range(4):
+            with pytest.raises(StorageUnavailable):
+                await bundles.deposit(pieces(mebibytes), Claim())
+        assert len(service.objects()) == 4
+        storage.fails = set()
+
+    run(store, service, test)
+    assert not service.objects()
+
+
+def test_closing_waits_for_s3_to_come_back_but_not_for_ever(
+    store: Store,
+    service: Service,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("service.bundles.CLEANUP_TIMEOUT", 0.2)
+
+    async def test(bundles: Bundles, storage: Held) -> None:
+        storage.holds = set()
+        storage.fails = {"put", "delete"}
+        with pytest.raises(StorageUnavailable):
+            await bundles.deposit(pieces(1), Claim())
+
+    run(store, service, test)
+    assert "left to the bucket's lifecycle" in caplog.text
+    service.clear()

@@ -19,7 +19,7 @@ from tests import load
 from tests.clients import dial, read_all, sign, until
 from tests.conftest import SMALL_PART, aws_environment
 from tests.stores import Store
-from tests.test_cli import serving
+from tests.test_cli import TRACED, serving
 
 KEY = load.KEY
 BUNDLE = bytes(2 * SMALL_PART)
@@ -82,7 +82,7 @@ def replica(store: Store, s3: Any, request: pytest.FixtureRequest) -> Iterator[R
     settings = {"HISTORY_BUCKET": bucket, "HISTORY_PART_SIZE": "5MiB", **request.param}
     with (
         aws_environment(store) as variables,
-        serving(**settings, **variables) as (url, process, _),
+        serving(**TRACED, **settings, **variables) as (url, process, _),
     ):
         yield Replica(url, process, bucket, s3)
 

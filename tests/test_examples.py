@@ -405,11 +405,12 @@ Cases = dict[str, tuple[Call, str]]
 
 
 FORK = """\
-import io, json, os, runpy, sys
+import gc, io, json, os, runpy, sys
 import httpx, pyAesCrypt, tqdm
 
 httpx.Client().close()  # these two import more, once for all
 pyAesCrypt.encryptStream(io.BytesIO(), io.BytesIO(), "")
+gc.freeze()  # or each child would look at all of it once more, and so copy it
 names = {}
 for name, order in json.load(sys.stdin).items():
     if child := os.fork():

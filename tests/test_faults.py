@@ -2,12 +2,13 @@
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
-from service import client
+from service import client, leftovers
 from service.bodies import RESUMPTIONS
 from tests.clients import sign, until
 from tests.conftest import SMALL_PART, Serve, Service, running_service
@@ -208,16 +209,36 @@ def test_an_upload_that_is_gone_before_it_is_aborted(proxied: Service, proxy: Pr
     refuses_and_leaves_nothing(proxied, proxy, Fault("UploadPart", REFUSED), LARGE)
 
 
-def test_what_cannot_be_undone_is_left_to_the_lifecycle(
-    proxied: Service, proxy: Proxy, caplog: pytest.LogCaptureFixture
+def test_what_cannot_be_undone_is_undone_as_soon_as_it_can_be(
+    proxied: Service,
+    proxy: Proxy,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    proxy.faults.append(Fault("ListMultipartUploads", REFUSED))
-    proxy.faults.append(Fault("UploadPart", REFUSED))
-    assert proxied.http.post("/upload", content=LARGE).status_code == 503
-    until(lambda: "left to the bucket's lifecycle" in caplog.text)
-    for key in proxied.multipart_uploads():
-        assert key.startswith("bundles/")
-    proxied.abort_all()
+    """However often S3 refuses; of that it says a word at the start, and none at each try."""
+    monkeypatch.setattr(leftovers, "LONGEST_PAUSE", leftovers.FIRST_PAUSE)
+    asked = Fault("ListMultipartUploads", REFUSED, times=None)
+    proxy.faults += [asked, Fault("DeleteObject", REFUSED, times=None)]
+    proxy.faults.append(Fault("PutObjectTagging", REFUSED, times=2))
+    for _ in range(2):
+        assert proxied.http.post("/upload", content=LARGE).status_code == 503
+    until(lambda: asked.struck >= 5)
+    assert len(proxied.objects()) == 2
+    proxy.faults.clear()
+    until(lambda: nothing_left(proxied))
+    assert caplog.text.count("it is asked until it does") == 1
+
+
+def test_what_an_outage_leaves_is_removed_after_it(proxied: Service, proxy: Proxy) -> None:
+    proxy.faults.append(Fault("UploadPart", Delay(60), after=1))
+    with ThreadPoolExecutor() as client:
+        upload = client.submit(proxied.http.post, "/upload", content=LARGE)
+        until(lambda: operations(proxy).count("UploadPart") == 2)
+        proxy.unplug()
+        assert upload.result().status_code == 503
+    assert proxied.multipart_uploads()
+    proxy.plug()
+    until(lambda: nothing_left(proxied))
 
 
 @pytest.mark.parametrize("operation", ["GetObjectTagging", "GetObject"])
@@ -319,12 +340,14 @@ def test_seven_refusals_in_a_row_go_unnoticed(proxied: Service, proxy: Proxy) ->
 
 @pytest.mark.parametrize("bundle", [SMALL, LARGE], ids=["small", "large"])
 def test_a_call_to_s3_is_bounded_also_where_it_takes_no_body(
-    store: Store, serve: Serve, monkeypatch: pytest.MonkeyPatch, bundle: bytes
+    store: Store, s3: Any, monkeypatch: pytest.MonkeyPatch, bundle: bytes
 ) -> None:
     monkeypatch.setattr(client, "CALL_TIMEOUT", 0.5)
     monkeypatch.setattr(client, "SLOWEST", 100 << 20)
-    with Proxy(store.endpoint_url) as proxy:
-        service = serve(endpoint_url=proxy.url, part_size=PART)
+    with (
+        Proxy(store.endpoint_url) as proxy,
+        running_service(store, s3, endpoint_url=proxy.url, part_size=PART) as service,
+    ):
         proxy.faults.append(Fault("PutObject", Delay(30), times=None))
         proxy.faults.append(Fault("UploadPart", Delay(30), times=None))
         answer = service.http.post("/upload", content=bundle)

@@ -137,7 +137,8 @@ def test_a_cut_answer_is_no_complete_one(
     with pytest.raises(httpx.RemoteProtocolError):
         measured.fetch(bundle_id, {**sign(KEY, bundle), "X-Request-Id": "cut"})
     fields = line(caplog, "cut")
-    assert (fields["status"], fields["complete"], fields["bytes_sent"]) == (200, False, SMALL_PART)
+    assert (fields["status"], fields["complete"]) == (200, False)
+    assert 0 < fields["bytes_sent"] <= SMALL_PART
     assert any("… 200 cut " in message for message in caplog.messages)
     counted = change(measured, before)
     assert counted['history_responses_cut_total{route="/files/{bundle_id}"}'] == 1

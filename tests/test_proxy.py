@@ -16,7 +16,6 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError
 
-from tests import stores
 from tests.clients import dial, read_all, until
 from tests.proxy import (
     Delay,
@@ -54,9 +53,8 @@ def options(url: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def moto() -> Iterator[Store]:
-    with stores.moto() as store:
-        yield store
+def moto(_stores: Callable[[str], Store]) -> Store:
+    return _stores("moto")
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections import Counter
+from contextlib import ExitStack
 from typing import Any
 from uuid import uuid4
 
@@ -10,7 +11,7 @@ import httpx
 import pytest
 
 from tests import load
-from tests.clients import sign
+from tests.clients import dial, sign
 from tests.conftest import aws_environment
 from tests.stores import Store
 from tests.test_cli import memory, serving
@@ -21,8 +22,12 @@ MIB = 1 << 20
 KEY = "a signing key"
 
 
-def test_memory_stays_within_its_budget(store: Store, s3: Any) -> None:
-    """200 uploads of 12 MiB and 200 first downloads of 7 MiB at once, in a budget of 64 MiB."""
+@pytest.mark.parametrize("idle", [0, 5000])
+def test_memory_stays_within_its_budget(store: Store, s3: Any, idle: int) -> None:
+    """200 uploads of 12 MiB and 200 first downloads of 7 MiB at once, in a budget of 64 MiB.
+
+    Beside them, so many connections are open on which nothing is asked.
+    """
     bucket = f"history-{uuid4()}"
     s3.create_bucket(Bucket=bucket)
     with (
@@ -32,11 +37,20 @@ def test_memory_stays_within_its_budget(store: Store, s3: Any) -> None:
             process,
             _,
         ),
+        ExitStack() as connections,
     ):
         before = memory(process, "VmRSS")
+        for _ in range(idle):
+            connection = connections.enter_context(dial(url))
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        loaded = memory(process, "VmRSS")
         outcomes = asyncio.run(asyncio.wait_for(rush(url), 300))
         peak = memory(process, "VmHWM")
-    print(f"\n{dict(outcomes)}, {before / MIB:.0f} MiB before, peak {peak / MIB:.0f}")
+    print(
+        f"\n{dict(outcomes)}; {idle} idle connections: {before / MIB:.0f} MiB before them, "
+        f"{loaded / MIB:.0f} with them, peak {peak / MIB:.0f}"
+    )
     assert outcomes["other"] == 0
     assert outcomes["upload 200"]
     assert outcomes["download 200"]

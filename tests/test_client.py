@@ -1,0 +1,66 @@
+"""What is said of S3's failures: once, with the cause and what to do."""
+
+import pytest
+from botocore.exceptions import (
+    ClientError,
+    EndpointConnectionError,
+    IncompleteReadError,
+    NoCredentialsError,
+)
+
+from service import client
+from service.client import Calls
+from service.metrics import Metrics
+
+
+def refusal(code: str) -> ClientError:
+    return ClientError({"Error": {"Code": code}}, "GetObject")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (refusal("AccessDenied"), "S3 refuses GetObject: AccessDenied; check the credentials"),
+        (refusal("403"), "S3 refuses GetObject: AccessDenied; check the credentials"),
+        (refusal("NoSuchBucket"), "S3 refuses GetObject: NoSuchBucket; make the bucket a-bucket"),
+        (refusal("404"), "S3 refuses GetObject: NoSuchBucket; make the bucket a-bucket"),
+        (refusal("RequestTimeTooSkewed"), "S3 refuses GetObject: RequestTimeTooSkewed; set this"),
+        (
+            NoCredentialsError(),
+            "S3 cannot be asked for GetObject: NoCredentialsError; check the",
+        ),
+        (
+            EndpointConnectionError(endpoint_url="http://a.example"),
+            "S3 cannot be reached for GetObject: EndpointConnectionError; check AWS_ENDPOINT_URL",
+        ),
+        (
+            IncompleteReadError(actual_bytes=1, expected_bytes=2),
+            "S3 cannot be reached for GetObject: IncompleteReadError; check AWS_ENDPOINT_URL_S3",
+        ),
+        (
+            TimeoutError(),
+            "S3 cannot be reached for GetObject: TimeoutError; check AWS_ENDPOINT",
+        ),
+    ],
+)
+def test_a_cause_comes_with_what_to_do(
+    error: Exception, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    Calls("a-bucket", Metrics()).failed("GetObject", error)
+    [said] = caplog.messages
+    assert said.startswith(words)
+
+
+def test_a_cause_is_said_again_after_a_while(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Calls("a-bucket", Metrics())
+    for operation in ("GetObject", "PutObject", "GetObject"):
+        calls.failed(operation, TimeoutError())
+    assert len(caplog.messages) == 1
+    calls.failed("GetObject", refusal("AccessDenied"))
+    assert len(caplog.messages) == 2
+    monkeypatch.setattr(client, "SAID_AGAIN", -1.0)
+    Calls.failed(calls, "GetObject", refusal("SlowDown"))
+    Calls.failed(calls, "GetObject", refusal("SlowDown"))
+    assert len(caplog.messages) == 4
