@@ -394,7 +394,7 @@ def parsing(head: bytes, body: bytes) -> float:
 
 
 @pytest.mark.parametrize("half_closed", [False, True])
-@pytest.mark.parametrize("count", [99, 100, 101, 50_000])
+@pytest.mark.parametrize("count", [99, 100, 101, 5_000])
 def test_a_bundle_in_tiny_chunks(service: Service, count: int, *, half_closed: bool) -> None:
     """All of it arrives, and what follows is the next request."""
     bundle = os.urandom(count)
@@ -431,16 +431,15 @@ def test_requests_sent_ahead_wait_at_their_client(service: Service) -> None:
 
     What is sent ahead of a request is also not read while it asks S3 and watches for a hang-up.
     """
-    padding = b"X-Padding: " + b"x" * 12_000
     proof = b"X-HMAC: %b\r\nX-SIGNING-KEY: k\r\n" % (b"0" * 64)
-    request = b"GET /files/%b HTTP/1.1\r\nHost: x\r\n%b%b\r\n\r\n"
-    request %= (str(uuid4()).encode(), proof, padding)
+    request = b"GET /files/%b HTTP/1.1\r\nHost: x\r\n%b\r\n"
+    request = request % (str(uuid4()).encode(), proof) * 50
     sent = answered = 0
     with dial(service.url) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
         connection.settimeout(0)
         piece = memoryview(request)
-        while answered < 40:
+        while answered < 200:
             readable, writable, _ = select.select([connection], [connection], [], 10)
             assert readable or writable
             if readable:
@@ -450,7 +449,7 @@ def test_requests_sent_ahead_wait_at_their_client(service: Service) -> None:
                 sent += taken
                 piece = piece[taken:] or memoryview(request)
     print(f"{sent / MIB:.1f} MiB sent for {answered} answers")
-    assert sent - answered * len(request) < 4 * MIB
+    assert sent < 2 * MIB
 
 
 @needs_proc
