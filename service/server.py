@@ -218,9 +218,12 @@ class _Protocol(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        begun = self.conn.their_state is h11.SEND_BODY
         super().data_received(data)
-        if self.conn.their_state is h11.SEND_BODY:
+        waiting = begun and not self.cycle.message_event.is_set()
+        if self.conn.their_state is h11.SEND_BODY and not waiting:
             # Take no more before the application asks: uvicorn would hold some for each client.
+            # Where it has asked and all that came is half the head of a chunk, it waits still.
             self.flow.pause_reading()
         if self.conn.their_state is not h11.IDLE:
             self._head_is_there()

@@ -409,6 +409,28 @@ def test_a_bundle_in_tiny_chunks(service: Service, count: int, *, half_closed: b
     assert service.fetch(answers[0][1].decode(), sign(KEY, bundle)).content == bundle
 
 
+def test_a_chunk_whose_head_comes_in_pieces(service: Service) -> None:
+    """As any network may cut it; the application asked once and waits for the rest."""
+    began = time.monotonic()
+    with dial(service.url) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for piece in (
+            UPLOAD + CHUNKED,
+            b"0",
+            b"6",
+            b"\r",
+            b"\nbund",
+            b"le\r\n0\r\n",
+            b"\r\n" + LAST,
+        ):
+            connection.sendall(piece)
+            time.sleep(0.05)  # Each is to be a read of its own.
+        [(status, bundle_id), _] = parsed(read_all(connection))
+    assert status == 200
+    assert service.fetch(bundle_id.decode(), sign(KEY, b"bundle")).content == b"bundle"
+    assert time.monotonic() - began < 5
+
+
 def test_a_preflight_with_a_body_is_not_waited_for(service: Service) -> None:
     """CORS answers it, and nobody reads its body."""
     began = time.monotonic()
