@@ -2,7 +2,7 @@
 
     __main__ › cli          commands: arguments → calls → exit codes
     app                     all the wiring in one function
-    server                  uvicorn, with what it lacks: draining, a bound on every wait
+    server, connection      uvicorn, with what it lacks: draining, and a bound on every wait
     bucket, check           making a bucket ready; telling what is wrong with one
     devstore                an embedded S3 to develop with
     api, middleware         the wire contract; what wraps every request

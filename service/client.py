@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -118,8 +119,13 @@ async def connect(
 class _Session(AIOHTTPSession):
     """Requests whose bodies S3 stops taking fail, and are sent again.
 
-    aiohttp reckons its read time-out only from the end of the body.
+    aiohttp reckons its read time-out only from the end of the body. It then closes the connection,
+    but a close waits for what is still to be sent: so the kernel has a time-out, too.
     """
+
+    def __init__(self, *, connector_args: Mapping[str, Any], **arguments: Any) -> None:
+        connector_args = {**connector_args, "socket_factory": _socket}
+        super().__init__(connector_args=connector_args, **arguments)
 
     async def send(self, request: Any) -> Any:
         body = request.body
@@ -133,6 +139,14 @@ class _Session(AIOHTTPSession):
             raise ReadTimeoutError(endpoint_url=request.url) from error
         finally:
             request.body = body
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    made = socket.socket(*address[:3])
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        milliseconds = int(CALL_TIMEOUT * 1000)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    return made
 
 
 async def _watched(body: AsyncIterable[Any], stalled: asyncio.Timeout) -> AsyncIterator[Any]:
