@@ -49,6 +49,12 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return ended
 
 
+def said(line: str) -> None:
+    """Pass on what a service says, but for what it says of every request."""
+    if not re.search('"level": "(debug|info)"', line):
+        sys.stderr.write(line)
+
+
 @contextmanager
 def serving(*arguments: str, **variables: str) -> Iterator[tuple[str, subprocess.Popen[str], str]]:
     """A service process: its URL, itself, and what it printed until it was ready."""
@@ -60,7 +66,7 @@ def serving(*arguments: str, **variables: str) -> Iterator[tuple[str, subprocess
         text=True,
     )
     assert process.stderr is not None
-    with process, LEAKS.reading(process.stderr, sys.stderr.write):
+    with process, LEAKS.reading(process.stderr, said):
         watchdog = threading.Timer(110, process.kill)
         watchdog.start()
         try:
