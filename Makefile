@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 LOCALSTACK := .venv-localstack
+INFRA := .venv-infra
 UV := uv==0.13.9
 
 # Compiled modules are worth keeping: the tests start many processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test soak bench lint format clean lock localstack
+.PHONY: run test soak bench lint format clean lock localstack infra-tools
 
 run: $(VENV)/ready  ## the service with an S3 of its own, in memory
 	@$(BIN)/python -m service serve --dev
@@ -37,13 +38,16 @@ format: $(VENV)/ready
 
 localstack: $(LOCALSTACK)/ready  ## an S3 for the tests, without Docker
 
+infra-tools: $(INFRA)/ready  ## what looks over the CloudFormation templates
+
 lock: $(VENV)/ready  ## pin what pyproject.toml allows, newest first
 	$(BIN)/pip install --quiet $(UV)
 	$(COMPILE) --output-file infra/requirements.lock pyproject.toml
 	$(COMPILE) --extra test --output-file tests/requirements.lock pyproject.toml
+	printf '%s\n' 'cfn-lint>=1.58,<2' 'checkov>=3.3,<4' | $(COMPILE) --output-file infra/tools.lock -
 
 clean:
-	rm -rf $(VENV) $(LOCALSTACK) .coverage* .*_cache .hypothesis build dist
+	rm -rf $(VENV) $(LOCALSTACK) $(INFRA) .coverage* .*_cache .hypothesis build dist
 
 COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	--generate-hashes --no-annotate --no-header --no-emit-index-url
@@ -59,4 +63,10 @@ $(VENV)/ready: tests/requirements.lock pyproject.toml
 $(LOCALSTACK)/ready: tests/localstack.lock
 	$(PYTHON) -m venv $(LOCALSTACK)
 	$(LOCALSTACK)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+# checkov pins botocore and more, so it shares no environment with the service.
+$(INFRA)/ready: infra/tools.lock
+	$(PYTHON) -m venv $(INFRA)
+	$(INFRA)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@

@@ -20,7 +20,13 @@ def pinned(lock: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    "lock", ["infra/requirements.lock", "tests/requirements.lock", "tests/localstack.lock"]
+    "lock",
+    [
+        "infra/requirements.lock",
+        "infra/tools.lock",
+        "tests/requirements.lock",
+        "tests/localstack.lock",
+    ],
 )
 def test_every_pin_has_hashes_and_no_lock_names_a_registry(lock: str) -> None:
     text = (ROOT / lock).read_text()
