@@ -32,6 +32,7 @@ from tests.stores import NotInstalled, Store, free_ports
 ROOT = Path(__file__).parents[1]
 NGINX = ROOT / "infra" / "nginx"
 BUCKET = "message-history"
+SERVICE = [sys.executable, "-m", "service"]
 
 SEARCHED = ":/usr/sbin:/usr/local/sbin"
 """Where nginx may be that a user's PATH does not name."""
@@ -99,8 +100,13 @@ class Process:
         try:
             return self._running.wait(seconds)
         except subprocess.TimeoutExpired:
-            self._running.kill()
+            self.kill()
             return self._running.wait()
+
+    def kill(self) -> None:
+        if self._running is not None:
+            self._running.kill()
+            self._running.wait()
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Poll, while it lives."""
@@ -120,9 +126,7 @@ class Replica(Process):
         self, name: str, port: int, environment: Mapping[str, str], output: Output
     ) -> None:
         variables = {"HISTORY_HOST": "127.0.0.1", "HISTORY_PORT": str(port)}
-        super().__init__(
-            name, [sys.executable, "-m", "service"], {**environment, **variables}, output
-        )
+        super().__init__(name, SERVICE, {**environment, **variables}, output)
         self.stdout = subprocess.DEVNULL  # There it invites everybody to come past nginx.
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
@@ -166,7 +170,9 @@ def stack(
     In the end, transfers are waited for where the block ended well, and else are not.
     """
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+        **{name: os.environ[name] for name in os.environ if name.startswith("HISTORY_")},
+        "PATH": os.environ["PATH"],
+        "AWS_CONFIG_FILE": os.devnull,  # Nobody's own settings.
         "AWS_ENDPOINT_URL_S3": store.endpoint_url,
         "AWS_ACCESS_KEY_ID": store.access_key,
         "AWS_SECRET_ACCESS_KEY": store.secret_key,
@@ -174,6 +180,7 @@ def stack(
         "HISTORY_BUCKET": BUCKET,
         **variables,
     }
+    init_bucket = Process("init-bucket", [*SERVICE, "init-bucket"], environment, output)
     ports = free_ports(2)
     replicas = [
         Replica(f"replica {number}", port, environment, output)
@@ -182,14 +189,8 @@ def stack(
     with balancer(ports, host=host, port=port, output=output) as (url, nginx):
         running = Stack(url, nginx, replicas)
         try:
-            first = Process(
-                "init-bucket",
-                [sys.executable, "-m", "service", "init-bucket"],
-                environment,
-                output,
-            )
-            first.start()
-            if first.wait():
+            init_bucket.start()
+            if init_bucket.wait():
                 raise Failed("init-bucket failed.")
             for replica in replicas:
                 replica.start()
@@ -198,10 +199,8 @@ def stack(
             yield running
             running.stop()
         finally:
-            for replica in replicas:
-                if replica.code is None:
-                    replica.send(signal.SIGKILL)
-                    replica.wait()
+            for process in (init_bucket, *replicas):
+                process.kill()
 
 
 @contextmanager

@@ -97,6 +97,7 @@ def front(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fr
             "HISTORY_PART_SIZE": "5MiB",
             "HISTORY_MAX_BUNDLE_SIZE": "16MiB",
             "HISTORY_DRAIN_DELAY": "0s",
+            "HISTORY_READ_TIMEOUT": "3s",
         }
         with (
             stack.stack(behind, variables, output=log) as running,
@@ -315,6 +316,51 @@ def test_the_request_id_goes_through(front: Front) -> None:
     # Once in nginx's log, once in a replica's.
     until(lambda: front.output.read_text().count("from-the-client.1") == 2)
     assert "two words" not in front.output.read_text()
+
+
+@pytest.mark.parametrize(
+    ("path", "logged"),
+    [
+        ("/files/{id}", "/files/0192f3c4…"),
+        ("//files//{id}?x", "/files/0192f3c4…"),
+        ("/files/urn:uuid:{id}", "/files/urn:uuid…"),
+        ("/files/%30{id}", "/files/…"),
+        ("/%66iles/{id}", "(encoded)"),
+        ("/file/{id}", "/file/0192f3c4…"),
+        ("/x?id={id}", "/x"),
+        ("/" + 90 * "x", "/" + 79 * "x"),
+        ("http://x/files/{id}", "/files/0192f3c4…"),
+    ],
+)
+def test_no_whole_id_is_logged(front: Front, path: str, logged: str) -> None:
+    """Nor is a client believed that names another address as its own."""
+    bundle_id = "0192f3c4-aaaa-bbbb-cccc-0123456789ab"
+    request_id = uuid4().hex
+    lines = [
+        f"GET {path.format(id=bundle_id)} HTTP/1.1",
+        "Host: x",
+        "Connection: close",
+        "X-Forwarded-For: 192.0.2.1",
+        f"X-Request-Id: {request_id}",
+        f"Referer: http://x/files/{bundle_id}",
+    ]
+    raw_request(front.url, "\r\n".join([*lines, "", ""]).encode())
+    expected = f'"request_id":"{request_id}","client":"127.0.0.1","method":"GET","path":"{logged}"'
+    until(lambda: expected in front.output.read_text())
+    assert bundle_id not in front.output.read_text()
+
+
+def test_an_early_answer_arrives(front: Front) -> None:
+    """Also at a client that sends all it has before it reads."""
+    for _ in range(5):
+        answer = front.http.post("/upload", content=BUNDLE, headers={"X-HMAC": "none"})
+        problem(answer, 400, "malformed_header")
+
+
+def test_who_stalls_is_told_so(front: Front) -> None:
+    """By the service, whose patience is shorter than nginx's."""
+    with front.begin_upload() as connection:
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_body_that_is_too_large(front: Front) -> None:

@@ -27,6 +27,7 @@ from tests.clients import sign
 from tests.conftest import installed
 from tests.stack import ROOT, Replica, Stack
 from tests.stores import Store
+from tests.test_cli import clean_environment
 from tests.test_infra import pinned
 
 MIB = 1 << 20
@@ -125,12 +126,12 @@ def test_make_stack(tmp_path: Path, number: signal.Signals) -> None:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.stack"],
             cwd=ROOT,
-            env={
-                **os.environ,
-                "HISTORY_PORT": "0",
-                "HISTORY_DRAIN_DELAY": "1s",
-                "TMPDIR": str(temporary),
-            },
+            env=clean_environment(
+                **{name: os.environ[name] for name in ["LOCALSTACK_VENV"] if name in os.environ},
+                HISTORY_PORT="0",
+                HISTORY_DRAIN_DELAY="1s",
+                TMPDIR=str(temporary),
+            ),
             stdout=log,
             stderr=log,
             start_new_session=True,
