@@ -273,8 +273,9 @@ def _check_free(host: str, port: int) -> None:
     try:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
         raise Failed(
-            f"Cannot listen on {host} port {port} ({error.strerror or error}): "
+            f"Cannot listen on {host} port {port} ({reason}): "
             "set HISTORY_PORT to a free one, or to 0 for any."
         ) from error
 
