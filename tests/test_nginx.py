@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -436,23 +437,36 @@ def test_a_get_goes_on_at_the_other_replica(front: Front) -> None:
 
 
 def test_a_get_that_was_sent_is_tried_again(front: Front) -> None:
-    """Two connections, so both replicas, have one that hangs; it dies, nobody notices."""
     bundle_id = front.upload(b"bundle")
-    proof = sign(KEY, b"bundle")
-    lines = "".join(f"{name}: {value}\r\n" for name, value in proof.items())
-    request = f"GET /files/{bundle_id} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{lines}\r\n"
+    proof = "".join(f"{name}: {value}\r\n" for name, value in sign(KEY, b"bundle").items())
+    request = f"GET /files/{bundle_id} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{proof}\r\n"
+    for answer in meanwhile_killed(front, request.encode()):
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.endswith(b"\r\n\r\nbundle")
+
+
+def test_a_post_that_was_sent_is_not(front: Front) -> None:
+    """Also where nginx has all of its body, and could."""
+    other = front.stack.replicas[0]
+    before = counted(other, "received_bytes_total")
+    request = b"POST /upload HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+    answers = meanwhile_killed(front, request + b"Content-Length: 6\r\n\r\nbundle")
+    statuses = Counter(int(answer.split()[1]) for answer in answers)
+    assert statuses.keys() == {200, 502}
+    assert counted(other, "received_bytes_total") == before + 6 * statuses[200]
+
+
+def meanwhile_killed(front: Front, request: bytes) -> list[bytes]:
+    """The answers to four requests at once, some of which reach a replica that hangs and dies."""
     hanging = front.stack.replicas[1]
     with ExitStack() as connections:
         with stopped(hanging):
             asked = [connections.enter_context(dial(front.url)) for _ in range(4)]
             for connection in asked:
-                connection.sendall(request.encode())
+                connection.sendall(request)
             time.sleep(0.5)
             hanging.send(signal.SIGKILL)
-        for connection in asked:
-            answer = read_all(connection)
-            assert answer.startswith(b"HTTP/1.1 200 ")
-            assert answer.endswith(b"\r\n\r\nbundle")
+        return [read_all(connection) for connection in asked]
 
 
 @contextmanager
