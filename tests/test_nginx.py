@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,11 @@ class Front:
         head = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % declared
         connection.sendall(head + BUNDLE[: declared // 2])
         return connection
+
+    def reaches(self, new: Replica) -> bool:
+        """Whether nginx asks it again: nobody else asks a replica that is new for this."""
+        assert self.http.get("/healthz").status_code == 200
+        return 'route="/healthz"' in httpx.get(f"{new.url}/metrics", trust_env=False).text
 
     def busy(self) -> Replica:
         """The replica that holds bytes of a bundle."""
@@ -130,6 +136,7 @@ def _as_before(request: pytest.FixtureRequest) -> Iterator[None]:
             if replica.code is not None:
                 replica.start()
                 replica.ready()
+                until(partial(front.reaches, replica), seconds=10)
 
 
 @dataclass
