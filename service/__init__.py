@@ -2,8 +2,9 @@
 
     __main__ › cli          commands: arguments → calls → exit codes
     app                     all the wiring in one function
-    server                  uvicorn, with what it lacks: draining, a bound on every wait
-    bucket, devstore        making a bucket ready; an embedded S3 to develop with
+    server, connection      uvicorn, with what it lacks: draining, and a bound on every wait
+    bucket, check           making a bucket ready; telling what is wrong with one
+    devstore                an embedded S3 to develop with
     api, middleware         the wire contract; what wraps every request
     storage                 bundles as S3 objects
     bodies, client          their bytes both ways; calls to S3, bounded and translated

@@ -1,13 +1,15 @@
 """The commands: arguments and settings in, one call, an exit code out."""
 
 import asyncio
+import dataclasses
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import click
 
-from service import __version__, bucket, devstore, logs, server, settings
+from service import __version__, bucket, check, devstore, logs, server, settings
 from service.app import create_app
 from service.client import connect
 from service.errors import AddressInUse, BucketError, SettingsError
@@ -95,6 +97,44 @@ def init_bucket() -> None:
         config = settings.load()
         logs.configure(config.log_format, config.log_level)
         asyncio.run(_prepare_bucket(config))
+
+
+@main.command("check")
+@click.option("--json", "as_json", is_flag=True, help="Answer a JSON array of findings.")
+def check_bucket(*, as_json: bool) -> None:
+    """Tell what is right and wrong with the bucket, and what to do; exit 1 if anything is wrong.
+
+    Credentials, region, clock, bucket, every permission (tried on a probe that is removed again),
+    lifecycle, public access and versioning are looked at. Nothing is changed.
+    """
+    with _mistakes_named():
+        config = settings.load()
+        logs.configure(config.log_format, config.log_level)
+        findings = asyncio.run(_examine_bucket(config, said=not as_json))
+    if as_json:
+        lines = [{"ok": finding.ok, **dataclasses.asdict(finding)} for finding in findings]
+        click.echo(json.dumps(lines, indent=2))
+    if not all(finding.ok for finding in findings):
+        raise SystemExit(1)
+
+
+async def _examine_bucket(config: settings.Settings, *, said: bool) -> list[check.Finding]:
+    findings = []
+    async with connect(config.region) as client:
+        async for finding in check.examine(
+            client,
+            bucket=config.bucket,
+            prefix=config.prefix,
+            retention=config.retention,
+        ):
+            findings.append(finding)
+            if said:
+                click.echo(
+                    f"{'ok   ' if finding.ok else 'WRONG'} {finding.subject}: {finding.words}"
+                )
+                if finding.remedy is not None:
+                    click.echo(f"      → {finding.remedy}")
+    return findings
 
 
 async def _prepare_bucket(config: settings.Settings) -> None:

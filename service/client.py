@@ -7,21 +7,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import aioboto3
 import aiohttp
 from aiobotocore.config import AioConfig
+from aiobotocore.httpsession import AIOHTTPSession
 from aiobotocore.retries.standard import (
     AioRetryHandler,
     AioRetryPolicy,
     AioStandardRetryConditions,
 )
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, IncompleteReadError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    ReadTimeoutError,
+)
 from botocore.exceptions import ConnectionError as NoConnection
 from botocore.handlers import add_expect_header
 from botocore.retries.quota import RetryQuota
@@ -43,6 +51,9 @@ ATTEMPTS = 8
 BACKOFF = 1
 """Seconds between two attempts at most; before the second one, half as long on average."""
 
+READ_TIMEOUT = 10.0
+"""Seconds for which S3 may send nothing, or take nothing, before a request counts as failed."""
+
 CALL_TIMEOUT = 30.0
 """Seconds that a call may take with all its attempts, beside what its body takes."""
 
@@ -52,19 +63,10 @@ SLOWEST = 128 * 1024
 SAID_AGAIN = 60.0
 """Seconds after which a cause that lasts is logged again."""
 
-_CONFIG = AioConfig(
-    connect_timeout=5,
-    read_timeout=10,
-    retries={"mode": "standard"},
-    # Ceph answers 400 to checksum trailers.
-    request_checksum_calculation="when_required",
-    response_checksum_validation="when_required",
-)
-
 _FAILURES = (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError)
 """What botocore and aiohttp raise where S3 gave no answer, or no whole one."""
 
-_NETWORK = (NoConnection, HTTPClientError, IncompleteReadError)
+NETWORK_ERRORS = (NoConnection, HTTPClientError, IncompleteReadError)
 """What of botocore's is no mistake in its settings or credentials."""
 
 _ABSENT = {"NoSuchKey", "PreconditionFailed", "412"}
@@ -92,7 +94,16 @@ async def connect(
     `connections` are pooled at most. The pool must never be a queue: a transfer may hold two.
     Raises `SettingsError` where botocore's configuration is none.
     """
-    config = _CONFIG.merge(AioConfig(max_pool_connections=connections))
+    config = AioConfig(
+        http_session_cls=_Session,
+        connect_timeout=5,
+        read_timeout=READ_TIMEOUT,
+        max_pool_connections=connections,
+        retries={"mode": "standard"},
+        # Ceph answers 400 to checksum trailers.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
     async with AsyncExitStack() as stack:
         try:
             session = aioboto3.Session(region_name=region)
@@ -103,6 +114,50 @@ async def connect(
         client.meta.events.unregister("before-call.s3", add_expect_header)
         _retry_often(client, metrics)
         yield client
+
+
+class _Session(AIOHTTPSession):
+    """Requests whose bodies S3 stops taking fail, and are sent again.
+
+    aiohttp reckons its read time-out only from the end of the body. It then closes the connection,
+    but a close waits for what is still to be sent: so the kernel has a time-out, too.
+    """
+
+    def __init__(self, *, connector_args: Mapping[str, Any], **arguments: Any) -> None:
+        connector_args = {**connector_args, "socket_factory": _socket}
+        super().__init__(connector_args=connector_args, **arguments)
+
+    async def send(self, request: Any) -> Any:
+        body = request.body
+        if not isinstance(body, AsyncIterable):
+            return await super().send(request)
+        try:
+            async with asyncio.timeout(READ_TIMEOUT) as stalled:
+                request.body = _watched(body, stalled)
+                return await super().send(request)
+        except TimeoutError as error:
+            raise ReadTimeoutError(endpoint_url=request.url) from error
+        finally:
+            request.body = body
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    made = socket.socket(*address[:3])
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        milliseconds = int(CALL_TIMEOUT * 1000)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    return made
+
+
+async def _watched(body: AsyncIterable[Any], stalled: asyncio.Timeout) -> AsyncIterator[Any]:
+    """A body that has `READ_TIMEOUT` for each of its pieces."""
+    loop = asyncio.get_running_loop()
+    async for piece in body:
+        with suppress(RuntimeError):  # S3 has answered already.
+            stalled.reschedule(loop.time() + READ_TIMEOUT)
+        yield piece
+    with suppress(RuntimeError):
+        stalled.reschedule(None)
 
 
 def _retry_often(client: S3Client, metrics: Metrics | None) -> None:
@@ -202,7 +257,7 @@ class Calls:
         if isinstance(error, ClientError):
             cause = _AT_HEAD.get(error_code(error), error_code(error))
             words = f"S3 refuses {operation}: {cause}"
-        elif isinstance(error, BotoCoreError) and not isinstance(error, _NETWORK):
+        elif isinstance(error, BotoCoreError) and not isinstance(error, NETWORK_ERRORS):
             cause = type(error).__name__
             words = f"S3 cannot be asked for {operation}: {cause}"
         else:

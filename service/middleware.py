@@ -33,16 +33,19 @@ LINGER = 2.0
 
 
 def wrap(app: Starlette, metrics: Metrics, drain: Drain, *, cors_origins: Sequence[str]) -> ASGIApp:
-    """Put everything around `app`; CORS is outside of what makes errors, so covers them too."""
+    """Put everything around `app`; CORS is outside of what makes errors, so covers them too.
+
+    It answers preflights itself, which may have a body as well.
+    """
     cors = Cors(
-        Linger(app),
+        Unambiguous(app),
         allow_origins=cors_origins,
         allow_methods=METHODS,
         allow_headers=REQUEST_HEADERS,
         expose_headers=RESPONSE_HEADERS,
         max_age=3600,
     )
-    return Paths(Journal(Farewell(cors, drain), metrics, app.routes))
+    return Paths(Journal(Farewell(Linger(cors), drain), metrics, app.routes))
 
 
 class Cors(CORSMiddleware):
@@ -87,7 +90,6 @@ class Linger:
         if scope["type"] != "http" or not _has_body(scope):
             await self._app(scope, receive, send)
             return
-        app = problem("malformed_header", AMBIGUOUS) if _ambiguous(scope) else self._app
         unread = True
         early = False
 
@@ -114,11 +116,22 @@ class Linger:
                 pass
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-        await app(scope, receive_body, send_answer)
+        await self._app(scope, receive_body, send_answer)
+
+
+class Unambiguous:
+    """Refuse a request that a proxy may have seen end elsewhere than this server does."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        ambiguous = scope["type"] == "http" and _ambiguous(scope)
+        app = problem("malformed_header", AMBIGUOUS) if ambiguous else self._app
+        await app(scope, receive, send)
 
 
 def _ambiguous(scope: Scope) -> bool:
-    """Whether a proxy may have seen the request end elsewhere than this server does."""
     headers = Headers(scope=scope)
     return "content-length" in headers and "transfer-encoding" in headers
 

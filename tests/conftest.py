@@ -1,6 +1,7 @@
 """A real service on a free port, in front of a real S3 server, for every test that wants one."""
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -24,6 +25,7 @@ from service.client import connect
 from service.readiness import Drain
 from service.settings import Settings
 from tests import stores
+from tests.leaks import LEAKS
 from tests.stores import Store
 
 FROM_ENVIRONMENT = stores.from_environment()
@@ -64,6 +66,13 @@ class Service:
     http: httpx.Client = field(repr=False)
     s3: Any = field(repr=False)
     running: server.Server = field(repr=False)
+
+    def many(self) -> httpx.AsyncClient:
+        """A client of as many connections as are wanted."""
+        limits = httpx.Limits(max_connections=None)
+        return httpx.AsyncClient(
+            base_url=self.url, timeout=280, trust_env=False, verify=False, limits=limits
+        )
 
     def upload(self, content: bytes, hmac: str | None = None) -> str:
         headers = {} if hmac is None else {"X-HMAC": hmac}
@@ -147,6 +156,26 @@ def installed(find: Callable[[], T]) -> T:
         if os.environ.get("CI") == "true":
             pytest.fail(str(error))
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_leaks() -> Iterator[None]:
+    """Nothing that services say, in any test, may hold a signing key."""
+    with LEAKS.listening():
+        yield
+    print(f"\nsearched for {LEAKS.keys} signing keys, in {dict(LEAKS.searched)}: {LEAKS.found}")
+    assert not LEAKS.found, "\n".join(LEAKS.found)
+
+
+@pytest.fixture
+def _restored_logging() -> Iterator[None]:
+    """For those who configure the logging of a process."""
+    root, ours = logging.getLogger(), logging.getLogger("service")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
 
 
 @pytest.fixture(scope="session")
@@ -257,7 +286,9 @@ def running_service(
         url = f"http://127.0.0.1:{port}"
         try:
             # It reads no certificates, which would take longer than the service's own start.
-            with httpx.Client(base_url=url, timeout=60, trust_env=False, verify=False) as http:
+            with httpx.Client(
+                base_url=url, timeout=60, trust_env=False, verify=False, event_hooks=LEAKS.hooks
+            ) as http:
                 yield Service(url, config.bucket, config.prefix, http, s3, running)
         finally:
             running.should_exit = True

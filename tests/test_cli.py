@@ -20,8 +20,10 @@ from click.testing import CliRunner
 from service.cli import main
 from tests.clients import sign
 from tests.conftest import aws_environment
+from tests.leaks import LEAKS
 from tests.stores import Store
 
+KEY = "the key of a command"
 SERVE = [sys.executable, "-m", "service"]
 
 
@@ -35,7 +37,7 @@ def clean_environment(**variables: str) -> dict[str, str]:
 
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    ended = subprocess.run(
         [*SERVE, *arguments],
         env=clean_environment(**TRACED, **variables),
         capture_output=True,
@@ -43,6 +45,14 @@ def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         timeout=60,
         check=False,
     )
+    LEAKS.search("standard error", ended.stderr)
+    return ended
+
+
+def said(line: str) -> None:
+    """Pass on what a service says, but for what it says of every request."""
+    if not re.search('"level": "(debug|info)"', line):
+        sys.stderr.write(line)
 
 
 @contextmanager
@@ -50,11 +60,13 @@ def serving(*arguments: str, **variables: str) -> Iterator[tuple[str, subprocess
     """A service process: its URL, itself, and what it printed until it was ready."""
     process = subprocess.Popen(
         [*SERVE, *arguments],
-        env=clean_environment(HISTORY_PORT="0", HISTORY_LOG_LEVEL="warning", **variables),
+        env=clean_environment(HISTORY_PORT="0", HISTORY_LOG_LEVEL="debug", **variables),
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
-    with process:
+    assert process.stderr is not None
+    with process, LEAKS.reading(process.stderr, said):
         watchdog = threading.Timer(110, process.kill)
         watchdog.start()
         try:
@@ -94,7 +106,7 @@ def test_dev_needs_nothing_touches_nothing_real_and_says_how_to_use_it(tmp_path:
         bundle = b"x" * (9 << 20)
         with httpx.Client(base_url=url, trust_env=False) as http:
             bundle_id = http.post("/upload", content=bundle).text
-            assert http.get(f"/files/{bundle_id}", headers=sign("k", bundle)).content == bundle
+            assert http.get(f"/files/{bundle_id}", headers=sign(KEY, bundle)).content == bundle
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
 
@@ -116,7 +128,7 @@ def test_two_at_the_same_time() -> None:
         assert one != other
         with httpx.Client(trust_env=False) as http:
             bundle_id = http.post(f"{one}/upload", content=b"bundle").text
-            proof = sign("k", b"bundle")
+            proof = sign(KEY, b"bundle")
             assert http.get(f"{one}/files/{bundle_id}", headers=proof).status_code == 200
             assert http.get(f"{other}/files/{bundle_id}", headers=proof).status_code == 404
 
@@ -156,6 +168,7 @@ def test_init_bucket_then_serve(store: Store, s3: Any) -> None:
     assert len(s3.list_objects_v2(Bucket=bucket)["Contents"]) == 1
 
 
+@pytest.mark.usefixtures("_restored_logging")
 @pytest.mark.parametrize("command", ["serve", "init-bucket"])
 @pytest.mark.parametrize(
     "variables",
@@ -220,7 +233,7 @@ def test_64_mib_pass_through_less_than_64_mib_of_memory(store: Store, s3: Any) -
         pieces = (bundle[at : at + 8192] for at in range(0, len(bundle), 8192))
         bundle_id = http.post("/upload", content=pieces).text
         uploaded = memory(process, "VmHWM")
-        assert http.get(f"/files/{bundle_id}", headers=sign("k", bundle)).content == bundle
+        assert http.get(f"/files/{bundle_id}", headers=sign(KEY, bundle)).content == bundle
         fetched = memory(process, "VmHWM")
     print(
         f"resident: {before >> 20} MiB, {uploaded >> 20} after upload, {fetched >> 20} after both"

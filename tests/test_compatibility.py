@@ -33,6 +33,7 @@ from tests import histories
 from tests.clients import dial, read_all, until
 from tests.conftest import Serve, Service, running_service
 from tests.histories import BrokenBundle, History
+from tests.leaks import LEAKS
 from tests.proxy import Drip, Fault, Proxy, Respond, Truncate
 from tests.stores import Store
 
@@ -40,7 +41,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "examples" / "xmtp.md").read_text()
 MIB = 1 << 20
 ORIGIN = "http://localhost:3000"
-SIGNING_KEY = "the-key-that-signed-this-bundle"
+SIGNING_KEY = LEAKS.used("the-key-that-signed-this-bundle")
 
 needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")

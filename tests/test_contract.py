@@ -196,7 +196,7 @@ def test_conditions(service: Service, size: int) -> None:
             method, f"/files/{bundle_id}", headers={**proof, "If-Match": '"other"'}
         )
         assert answer.status_code == 412
-        wrong = {**sign("another", bundle), "If-Match": '"other"', "Range": "bytes=99999999-"}
+        wrong = {**sign("another key", bundle), "If-Match": '"other"', "Range": "bytes=99999999-"}
         assert service.http.request(method, f"/files/{bundle_id}", headers=wrong).status_code == 401
     both = {**proof, "If-Match": '"other"', "Range": "bytes=99999999-"}
     assert code(service.fetch(bundle_id, both)) == (412, "precondition_failed")
@@ -311,7 +311,7 @@ def test_digests_that_are_none_or_cover_a_form(service: Service) -> None:
 
 
 def test_the_digest_counts_before_the_hmac(service: Service) -> None:
-    headers = {**sign("another", b"other"), "Repr-Digest": digest(b"other")}
+    headers = {**sign("another key", b"other"), "Repr-Digest": digest(b"other")}
     answer = service.http.post("/upload", content=b"bundle", headers=headers)
     assert code(answer) == (422, "digest_mismatch")
 

@@ -1,5 +1,7 @@
 """SIGTERM: a replica leaves, and no client notices."""
 
+import asyncio
+import hashlib
 import signal
 import socket
 import time
@@ -13,12 +15,13 @@ import httpx
 import pytest
 
 from service import server
+from tests import load
 from tests.clients import dial, read_all, sign, until
 from tests.conftest import SMALL_PART, aws_environment
 from tests.stores import Store
 from tests.test_cli import TRACED, serving
 
-KEY = "a signing key"
+KEY = load.KEY
 BUNDLE = bytes(2 * SMALL_PART)
 
 
@@ -50,10 +53,26 @@ class Replica:
         connection.sendall(head + BUNDLE[: declared // 2])
         return connection
 
+    def objects(self) -> list[str]:
+        listing = self._s3.list_objects_v2(Bucket=self._bucket)
+        return [found["Key"] for found in listing.get("Contents", [])]
+
+    def uploads(self) -> list[str]:
+        listing = self._s3.list_multipart_uploads(Bucket=self._bucket)
+        return [found["Key"] for found in listing.get("Uploads", [])]
+
     def left(self) -> list[str]:
-        objects = self._s3.list_objects_v2(Bucket=self._bucket).get("Contents", [])
-        uploads = self._s3.list_multipart_uploads(Bucket=self._bucket).get("Uploads", [])
-        return [found["Key"] for found in (*objects, *uploads)]
+        return [*self.objects(), *self.uploads()]
+
+    def bundles(self) -> dict[str, tuple[bytes, dict[str, str]]]:
+        """Body and tags of every object, by its id."""
+        found = {}
+        for key in self.objects():
+            where = {"Bucket": self._bucket, "Key": key}
+            tags = {it["Key"]: it["Value"] for it in self._s3.get_object_tagging(**where)["TagSet"]}
+            body = self._s3.get_object(**where)["Body"].read()
+            found[key.rsplit("/", 1)[1]] = (body, tags)
+        return found
 
 
 @pytest.fixture
@@ -143,3 +162,55 @@ def test_a_second_signal_ends_at_once_what_is_waited_for(replica: Replica) -> No
         until(lambda: replica.gone)
         replica.process.send_signal(signal.SIGTERM)
         assert replica.process.wait(5) == 0
+
+
+SLOW = 9.0
+"""Seconds that a transfer takes: from before the signal until after the listener has closed."""
+
+LONG = BUNDLE[: SMALL_PART + (1 << 20)]
+SHORT = BUNDLE[:1000]
+
+
+@pytest.mark.soak
+@settings(drain_delay="5s")
+def test_20_slow_uploads_and_20_slow_downloads_at_full_size(replica: Replica) -> None:
+    """All end whole; for five seconds more are taken on, while no more should be sent."""
+    answers, rounds = asyncio.run(leave_amid_transfers(replica))
+    assert replica.process.wait(5) == 0
+    bundles = replica.bundles()
+    told = [answer.body.decode() for answer in answers if answer.body not in (LONG, SHORT)]
+    print(f"\n{rounds} rounds of requests while draining; {len(bundles)} bundles in the bucket")
+    assert [answer.status for answer in answers] == [200] * (41 + 2 * rounds)
+    assert len(told) == 21 + rounds
+    assert sorted(bundles) == sorted(told)
+    assert not replica.uploads()
+    for body, tags in bundles.values():
+        assert tags["sha256"] == hashlib.sha256(body).hexdigest()
+        assert body in (LONG, SHORT)
+    assert rounds >= 5
+
+
+async def leave_amid_transfers(replica: Replica) -> tuple[list[load.Answer], int]:
+    """All answers there were, and how often they were asked for after the signal."""
+    first = await load.upload(replica.url, LONG)
+    bundle_id = first.body.decode()
+    running = [
+        asyncio.create_task(transfer)
+        for _ in range(20)
+        for transfer in (
+            load.upload(replica.url, LONG, seconds=SLOW),
+            load.download(replica.url, bundle_id, LONG, seconds=SLOW),
+        )
+    ]
+    await asyncio.sleep(SLOW / 3)
+    replica.process.send_signal(signal.SIGTERM)
+    signalled, answers = time.monotonic(), [first]
+    await asyncio.to_thread(until, lambda: replica.get("/readyz").status_code == 503)
+    while time.monotonic() - signalled < 3.5:
+        answers.append(await load.upload(replica.url, SHORT))
+        answers.append(await load.download(replica.url, answers[-1].body.decode(), SHORT))
+        answer = await asyncio.to_thread(replica.get, "/readyz")
+        assert (answer.status_code, answer.json()["code"]) == (503, "draining")
+    assert not any(task.done() for task in running)
+    rounds = len(answers) // 2
+    return [*answers, *await asyncio.gather(*running)], rounds

@@ -110,5 +110,5 @@ def test_a_bucket_that_does_not_exist_is_said_at_start_and_after_it(
     assert service.http.get("/readyz").json()["code"] == "storage_unavailable"
     answer = service.http.post("/upload", content=b"bundle")
     assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
-    answer = service.fetch("0" * 32, sign("k", b""))
+    answer = service.fetch("0" * 32, sign("the key of nothing", b""))
     assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")

@@ -72,8 +72,8 @@ def test_make_run_is_the_dev_server() -> None:
 
 def test_deployment_uses_commands_that_exist() -> None:
     used = set(re.findall(r"message-history-server ([a-z-]+)", DEPLOY))
-    assert used == {"init-bucket"}
-    assert set(main.commands) == {"serve", "init-bucket"}
+    assert used == {"init-bucket", "check"}
+    assert set(main.commands) == {"serve", "init-bucket", "check"}
     assert all(name in README for name in main.commands)
 
 

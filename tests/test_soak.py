@@ -3,13 +3,14 @@
 import asyncio
 import os
 from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any
 from uuid import uuid4
 
 import httpx
 import pytest
 
+from tests import load
 from tests.clients import dial, sign
 from tests.conftest import aws_environment
 from tests.stores import Store
@@ -61,16 +62,16 @@ async def rush(url: str) -> Counter[str]:
     outcomes: Counter[str] = Counter()
     small, large = os.urandom(7 * MIB), os.urandom(12 * MIB)
     proof = sign(KEY, small)
-    host, port = url.removeprefix("http://").split(":")
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=280, trust_env=False, limits=limits) as http:
         headers = {"X-HMAC": proof["X-HMAC"]}
         answers = [await http.post("/upload", content=small, headers=headers) for _ in range(200)]
 
         async def upload() -> None:
-            status, head = await send_and_listen(host, int(port), large)
-            known = status == 200 or (status == 503 and b"\r\nretry-after: " in head)
-            outcomes[f"upload {status}" if known else "other"] += 1
+            answer = await load.upload(url, large)
+            refused = answer.status == 503 and b"\r\nretry-after: " in answer.head
+            known = answer.status == 200 or refused
+            outcomes[f"upload {answer.status}" if known else "other"] += 1
 
         async def download(bundle_id: str) -> None:
             answer = await http.get(f"/files/{bundle_id}", headers=proof)
@@ -82,28 +83,3 @@ async def rush(url: str) -> Counter[str]:
             *(upload() for _ in range(200)), *(download(answer.text) for answer in answers)
         )
     return outcomes
-
-
-async def send_and_listen(host: str, port: int, bundle: bytes) -> tuple[int, bytes]:
-    """Upload in chunks, but stop where the answer comes first, as good clients do."""
-    reader, writer = await asyncio.open_connection(host, port)
-    writer.write(b"POST /upload HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
-    head = asyncio.create_task(reader.readuntil(b"\r\n\r\n"))
-    with suppress(ConnectionError):
-        for at in range(0, len(bundle), 64 * 1024):
-            piece = bundle[at : at + 64 * 1024]
-            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
-            drained = asyncio.ensure_future(writer.drain())
-            await asyncio.wait((head, drained), return_when=asyncio.FIRST_COMPLETED)
-            if head.done():
-                drained.cancel()
-                break
-        else:
-            writer.write(b"0\r\n\r\n")
-    try:
-        answer = await head
-        return int(answer.split()[1]), answer
-    except (ConnectionError, asyncio.IncompleteReadError):
-        return 0, b""
-    finally:
-        writer.close()
