@@ -10,7 +10,7 @@ UV := uv==0.13.9
 # Compiled modules are worth keeping: the tests start many processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test soak bench lint format clean lock localstack infra-tools
+.PHONY: run test stack soak bench lint format clean lock localstack infra-tools
 
 run: $(VENV)/ready  ## the service with an S3 of its own, in memory
 	@$(BIN)/python -m service serve --dev
@@ -19,6 +19,9 @@ test: $(VENV)/ready lint  ## what CI runs
 	$(BIN)/coverage erase
 	$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup --cov --cov-report=
 	$(BIN)/coverage report
+
+stack: $(VENV)/ready $(LOCALSTACK)/ready  ## localstack.yml without Docker: two replicas behind nginx
+	@$(BIN)/python -m tests.stack
 
 soak: $(VENV)/ready  ## what takes too long for every change
 	$(BIN)/python -m pytest -m soak -s --timeout=900

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 import boto3
@@ -37,6 +37,8 @@ SMALL_PART = 5 << 20
 GROUPS = {name: pytest.mark.xdist_group(name) for name in ("localstack", "ceph")}
 
 MODELS = create_loader()
+
+T = TypeVar("T")
 
 
 def _share_models(session: object) -> None:
@@ -144,6 +146,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         indirect=True,
         scope="session",
     )
+
+
+def installed(find: Callable[[], T]) -> T:
+    """What is found. Where it is not installed, the test is skipped; in CI, it fails."""
+    try:
+        return find()
+    except stores.NotInstalled as error:
+        if os.environ.get("CI") == "true":
+            pytest.fail(str(error))
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -69,10 +69,7 @@ def moto() -> Iterator[Store]:
 @contextmanager
 def localstack() -> Iterator[Store]:
     """LocalStack's S3, from the virtual environment that `make localstack` makes."""
-    environment = Path(os.environ.get("LOCALSTACK_VENV") or TESTS.parent / ".venv-localstack")
-    python = environment / "bin" / "python"
-    if not python.exists():
-        raise NotInstalled("LocalStack is not installed: run `make localstack`")
+    python = localstack_python()
     with _Daemons() as daemons, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -99,6 +96,15 @@ def localstack() -> Iterator[Store]:
         yield Store("localstack", f"http://127.0.0.1:{port}")
 
 
+def localstack_python() -> Path:
+    """The interpreter that it is installed for. Raises `NotInstalled`."""
+    environment = Path(os.environ.get("LOCALSTACK_VENV") or TESTS.parent / ".venv-localstack")
+    python = environment / "bin" / "python"
+    if not python.exists():
+        raise NotInstalled("LocalStack is not installed: run `make localstack`")
+    return python
+
+
 @contextmanager
 def ceph(lifecycle_day_seconds: int = -1) -> Iterator[Store]:
     """Ceph's RADOS gateway on a cluster of one monitor and one OSD, in memory.
@@ -111,7 +117,7 @@ def ceph(lifecycle_day_seconds: int = -1) -> Iterator[Store]:
             "ceph-mon ceph-osd ceph-mgr radosgw ceph-common"
         )
     with _Daemons() as daemons:
-        ports = _free_ports(16)
+        ports = free_ports(16)
         cluster, osd = str(uuid4()), str(uuid4())
         monitor = f"[v2:127.0.0.1:{ports[0]},v1:127.0.0.1:{ports[1]}]"
         gateway = ports[2]
@@ -282,7 +288,7 @@ def _answers(port: int, path: str) -> bool:
         connection.close()
 
 
-def _free_ports(count: int) -> range:
+def free_ports(count: int) -> range:
     """Loopback ports in a row that are free, below those that connections are given."""
     for _ in range(100):
         # Not from a seed: tests that run elsewhere at the same time may have the same one.

@@ -3,13 +3,9 @@
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
-
-from service.cli import main
-from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -59,24 +55,6 @@ def test_the_image_copies_what_is_there_and_let_through(dockerfile: str) -> None
         assert f"!{source}" in ignored
     assert re.search(r"^USER [1-9]", dockerfile, flags=re.MULTILINE)
     assert 'ENTRYPOINT ["/opt/venv/bin/python", "-m", "service"]' in dockerfile
-
-
-def test_localstack_yml(dockerfile: str) -> None:
-    compose: dict[str, Any] = yaml.safe_load((ROOT / "localstack.yml").read_text())
-    services = compose["services"]
-    for name in ("history", "init-bucket"):
-        settings = {
-            variable.removeprefix("HISTORY_").lower()
-            for variable in services[name]["environment"]
-            if variable.startswith("HISTORY_")
-        }
-        assert settings <= set(Settings.model_fields)
-        assert services[name]["command"][0] in main.commands
-        assert (ROOT / services[name]["build"]["dockerfile"]).read_text() == dockerfile
-        assert set(services[name]["depends_on"]) <= set(services)
-    assert services["history"]["ports"] == ["5558:5558"]
-    version = pinned("tests/localstack.lock")["localstack-core"]
-    assert services["localstack"]["image"] == f"localstack/localstack:{version}"
 
 
 def test_ci_runs_what_people_run() -> None:
