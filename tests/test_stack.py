@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from tests.test_cli import clean_environment
 from tests.test_infra import pinned
 
 MIB = 1 << 20
+KEY = "a signing key"
 CHECK = [sys.executable, "-m", "check_jsonschema"]
 
 
@@ -142,7 +143,7 @@ def test_make_stack(tmp_path: Path, number: signal.Signals) -> None:
             bundle = os.urandom(9 * MIB)
             with httpx.Client(base_url=url, trust_env=False, timeout=30) as http:
                 bundle_id = http.post("/upload", content=bundle).text
-                answer = http.get(f"/files/{bundle_id}", headers=sign("k", bundle))
+                answer = http.get(f"/files/{bundle_id}", headers=sign(KEY, bundle))
                 assert answer.content == bundle
                 assert http.get("/readyz").status_code == 404
             assert descendants(process.pid)
@@ -227,7 +228,7 @@ def test_what_one_replica_took_the_other_has_at_once(running: Stack, bundles: in
         for number in range(bundles):
             bundle = os.urandom(6 * MIB if number % 25 == 0 else 2000)
             bundle_id = one.post("/upload", content=bundle).text
-            answer = other.get(f"/files/{bundle_id}", headers=sign("k", bundle))
+            answer = other.get(f"/files/{bundle_id}", headers=sign(KEY, bundle))
             assert answer.status_code == 200, f"bundle {number}: {answer.text}"
             assert answer.content == bundle
             one, other = other, one
@@ -245,6 +246,7 @@ class Load:
     errors: list[str] = field(default_factory=list)
     kept: dict[str, bytes] = field(default_factory=dict)
     enough: threading.Event = field(default_factory=threading.Event)
+    clients: list[Future[None]] = field(default_factory=list)
 
     @property
     def done(self) -> int:
@@ -259,7 +261,7 @@ class Load:
 
     def _round_trip(self, http: httpx.Client, dice: random.Random) -> None:
         bundle = dice.randbytes(dice.choice([100, 20_000, 20_000, 300_000, 6 * MIB]))
-        proof = sign("k", bundle)
+        proof = sign(KEY, bundle)
         bound = {"X-HMAC": proof["X-HMAC"]} if dice.random() < 0.7 else {}
         uploaded = self._ask(http, "POST", "/upload", 200, content=bundle, headers=bound)
         if uploaded is None:
@@ -315,7 +317,7 @@ def test_replicas_leave_in_turn_and_no_client_notices(
     load = Load(running.url)
     clients = 6
     with ThreadPoolExecutor(clients) as pool:
-        futures = [pool.submit(load.run, client) for client in range(clients)]
+        load.clients += [pool.submit(load.run, client) for client in range(clients)]
         try:
             wait(load, transfers // 4)
             leave(running.replicas[0], signal.SIGTERM)
@@ -328,13 +330,13 @@ def test_replicas_leave_in_turn_and_no_client_notices(
             wait(load, transfers)
         finally:
             load.enough.set()
-    for future in futures:
-        future.result()
+    for client in load.clients:
+        client.result()
     print(f"\n{dict(load.transfers)}, errors: {load.errors}")
     assert len(load.errors) <= clients * kills
     with httpx.Client(base_url=running.replicas[1].url, trust_env=False, timeout=60) as http:
         for bundle_id, bundle in load.kept.items():
-            answer = http.get(f"/files/{bundle_id}", headers=sign("k", bundle))
+            answer = http.get(f"/files/{bundle_id}", headers=sign(KEY, bundle))
             assert answer.status_code == 200
             assert answer.content == bundle
 
@@ -343,4 +345,5 @@ def wait(load: Load, transfers: int) -> None:
     deadline = time.monotonic() + 600
     while load.done < transfers:
         assert time.monotonic() < deadline
+        assert not any(client.done() for client in load.clients)
         time.sleep(0.05)
