@@ -1,5 +1,6 @@
 """Log lines on standard error: text for people, JSON for machines."""
 
+import asyncio
 import json
 import logging
 from datetime import UTC, datetime
@@ -36,12 +37,16 @@ def configure(form: Format, level: str) -> None:
     )
     logging.basicConfig(handlers=[handler], level=max(logging.WARNING, _number(level)), force=True)
     logging.getLogger("service").setLevel(_number(level))
-    # A bundle cut short on purpose is in its request's line; uvicorn would call it an error.
-    logging.getLogger("uvicorn.error").addFilter(
-        lambda record: record.msg != "ASGI callable returned without completing response."
-    )
+    logging.getLogger("uvicorn.error").addFilter(_is_an_error)
     # It logs what it could not parse.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+
+
+def _is_an_error(record: logging.LogRecord) -> bool:
+    """Not a bundle that is cut short on purpose, nor what is cancelled when the process ends."""
+    cut = record.msg == "ASGI callable returned without completing response."
+    cancelled = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not (cut or cancelled)
 
 
 def _number(level: str) -> int:

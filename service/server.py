@@ -6,6 +6,7 @@ client sends, takes endless heads, and merges trailers into headers.
 
 import asyncio
 import math
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -36,7 +37,8 @@ def listen(host: str, port: int) -> socket.socket:
             (host, port), family=family, backlog=2048, dualstack_ipv6=host == "::"
         )
     except OSError as error:
-        reason = error.strerror or error
+        # Of its own words, the address would be said twice.
+        reason = os.strerror(error.errno) if error.errno else error
         raise AddressInUse(
             f"Cannot listen on {host} port {port} ({reason}): "
             "set HISTORY_HOST and HISTORY_PORT to a free address, or HISTORY_PORT=0 for any port."

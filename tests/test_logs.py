@@ -1,5 +1,6 @@
 """The log's lines."""
 
+import asyncio
 import contextvars
 import json
 import logging
@@ -51,11 +52,15 @@ def test_a_line_within_a_request_names_it(capsys: pytest.CaptureFixture[str]) ->
     assert "request_id" not in outside
 
 
-def test_a_bundle_that_is_cut_off_is_no_error_of_the_server(
+def test_what_is_cut_off_or_cancelled_is_no_error_of_the_server(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure("text", "info")
     logging.getLogger("uvicorn.error").error("ASGI callable returned without completing response.")
+    try:
+        raise asyncio.CancelledError
+    except asyncio.CancelledError:
+        logging.getLogger("uvicorn.error").exception("Exception in ASGI application")
     logging.getLogger("uvicorn.error").error("another")
     [line] = capsys.readouterr().err.splitlines()
     assert line.endswith("ERROR another")
