@@ -370,7 +370,7 @@ def test_the_container_is_the_images(service_template: Template) -> None:
         assert container["LinuxParameters"] == {"Capabilities": {"Drop": ["ALL"]}}
         assert f"USER {container['User']}\n" in dockerfile
     history, _ = service_template.properties("Task")["ContainerDefinitions"]
-    [test] = re.findall("^HEALTHCHECK CMD (.*)$", dockerfile, flags=re.MULTILINE)
+    [test] = re.findall("^HEALTHCHECK .*CMD (.*)$", dockerfile, flags=re.MULTILINE)
     assert history["HealthCheck"]["Command"] == ["CMD", *json.loads(test)]
     assert f"EXPOSE {DEFAULTS.port}\n" in dockerfile
 

@@ -1,11 +1,26 @@
 """What builds and deploys the service drifts from neither the code nor itself."""
 
+import json
 import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 import tomllib
+from functools import partial
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
+
+from service.bundles import CLEANUP_TIMEOUT
+from service.settings import Settings
+from tests.clients import until
+from tests.conftest import aws_environment
+from tests.stores import Store
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -55,6 +70,49 @@ def test_the_image_copies_what_is_there_and_let_through(dockerfile: str) -> None
         assert f"!{source}" in ignored
     assert re.search(r"^USER [1-9]", dockerfile, flags=re.MULTILINE)
     assert 'ENTRYPOINT ["/opt/venv/bin/python", "-m", "service"]' in dockerfile
+
+
+def test_the_image_leaves_as_the_service_does(dockerfile: str) -> None:
+    """SIGTERM drains it; what it says of that is what the settings are."""
+    assert "STOPSIGNAL SIGTERM" in dockerfile
+    fields = Settings.model_fields
+    needed = fields["drain_delay"].default + fields["drain_timeout"].default
+    found = re.search(r"Give it (\d+) s before it is killed", dockerfile)
+    assert found is not None
+    assert needed + CLEANUP_TIMEOUT < int(found[1])
+    assert "/healthz" in dockerfile
+
+
+@pytest.mark.soak
+def test_the_image_is_installed_as_written_and_writes_nothing(
+    dockerfile: str, tmp_path: Path, store: Store, s3: Any
+) -> None:
+    """Its steps, in a virtual environment and a folder in the place of /opt/venv and /app."""
+    venv, app = tmp_path / "venv", tmp_path / "app"
+    lock = str(ROOT / "infra" / "requirements.lock")
+    steps = re.findall(r"^(?:RUN| &&) (.*?)(?: \\)?$", dockerfile, re.MULTILINE)
+    for step in steps:
+        here = step.replace("/opt/venv", str(venv)).replace("/tmp/requirements.lock", lock)
+        command = [sys.executable if word == "python" else word for word in here.split()]
+        subprocess.run(command, check=True, timeout=300)
+    shutil.copytree(ROOT / "service", app / "service", ignore=shutil.ignore_patterns("__pycache__"))
+    before = sorted(app.rglob("*"))
+    bucket = f"history-{uuid4()}"
+    s3.create_bucket(Bucket=bucket)
+    probe = json.loads(re.search(r"^HEALTHCHECK .*CMD (.*)$", dockerfile, re.MULTILINE)[1])  # type: ignore[index]
+    with aws_environment(store) as variables, socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+        free.close()
+        environment = {**variables, "HISTORY_BUCKET": bucket, "HISTORY_PORT": port}
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        entry = [str(venv / "bin" / "python"), "-m", "service"]
+        with subprocess.Popen(entry, cwd=app, env=environment) as process:
+            check = [entry[0], *probe[1:]]
+            healthy = partial(subprocess.run, check, env=environment, stderr=subprocess.DEVNULL)
+            until(lambda: healthy(check=False).returncode == 0, seconds=20)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+    assert sorted(app.rglob("*")) == before
 
 
 def test_ci_runs_what_people_run() -> None:
