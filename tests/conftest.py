@@ -179,7 +179,7 @@ def _restored_logging() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def _stores() -> Iterator[Callable[[str], Store]]:
+def get_store() -> Iterator[Callable[[str], Store]]:
     """Each store is started once, when the first test asks for it, and stopped at the end."""
     with ExitStack() as running:
         started: dict[str, Store | str] = {}
@@ -201,9 +201,9 @@ def _stores() -> Iterator[Callable[[str], Store]]:
 
 
 @pytest.fixture(scope="session")
-def store(request: pytest.FixtureRequest, _stores: Callable[[str], Store]) -> Store:
+def store(request: pytest.FixtureRequest, get_store: Callable[[str], Store]) -> Store:
     """The S3 server of this test."""
-    return FROM_ENVIRONMENT or _stores(request.param)
+    return FROM_ENVIRONMENT or get_store(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -151,6 +151,11 @@ def ceph(lifecycle_day_seconds: int = -1) -> Iterator[Store]:
         daemons.start("radosgw", "-f", "-n", "client.rgw.a")
         daemons.wait_for(lambda: _answers(gateway, "/"))
         yield store
+
+
+def hasty_ceph() -> AbstractContextManager[Store]:
+    """A Ceph whose lifecycle takes two seconds for a day."""
+    return ceph(lifecycle_day_seconds=2)
 
 
 CEPH_CONF = """

@@ -1,15 +1,18 @@
 """`init-bucket`'s work on every store: repeatable, and what is not its own is left alone."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
+import boto3
 import pytest
 
 from service.bucket import lifecycle_rule
 from service.errors import BucketError
 from service.settings import Settings
-from tests.conftest import make_bucket
+from tests.clients import until
+from tests.conftest import GROUPS, make_bucket, running_service
 from tests.proxy import Fault, Proxy, Respond
 from tests.stores import Store
 
@@ -127,3 +130,25 @@ def test_what_is_refused_is_said_with_the_next_step(
         proxy.unplug()
         with pytest.raises(BucketError, match="cannot be reached"):
             make_bucket(refusing, config)
+
+
+@GROUPS["ceph"]
+def test_the_lifecycle_really_removes(get_store: Callable[[str], Store]) -> None:
+    """On a store that lives faster: a bundle, and an upload that nobody went on with."""
+    hasty = get_store("hasty_ceph")
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=hasty.endpoint_url,
+        aws_access_key_id=hasty.access_key,
+        aws_secret_access_key=hasty.secret_key,
+        region_name=hasty.region,
+    )
+    settings = Settings(bucket=f"history-{uuid4()}", retention=1)
+    make_bucket(hasty, settings)
+    with running_service(hasty, s3, bucket=settings.bucket, retention=1) as service:
+        bundle_id = service.upload(b"bundle")
+        s3.create_multipart_upload(Bucket=settings.bucket, Key=f"bundles/{uuid4()}")
+        s3.put_object(Bucket=settings.bucket, Key="elsewhere", Body=b"stays")
+        assert f"bundles/{bundle_id}" in service.objects()
+        until(lambda: service.objects() == ["elsewhere"], seconds=60)
+        until(lambda: not service.multipart_uploads(), seconds=60)

@@ -109,9 +109,9 @@ Deployed = tuple[dict[str, str], Callable[[str], Any]]
 
 
 @pytest.fixture(scope="module")
-def deployed(_stores: Callable[[str], Store]) -> Iterator[Deployed]:
+def deployed(get_store: Callable[[str], Store]) -> Iterator[Deployed]:
     """Both stacks with their defaults: what they are called, and clients to look at them."""
-    store = _stores("moto")
+    store = get_store("moto")
 
     def client(name: str) -> Any:
         return boto3.client(

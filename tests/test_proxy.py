@@ -53,8 +53,8 @@ def options(url: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def moto(_stores: Callable[[str], Store]) -> Store:
-    return _stores("moto")
+def moto(get_store: Callable[[str], Store]) -> Store:
+    return get_store("moto")
 
 
 @pytest.fixture(scope="module")
