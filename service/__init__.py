@@ -11,6 +11,7 @@
     problems, forms, pages  errors as problem+json; forms as a stream; what it says of itself
     bundles, journal        the use cases: deposit, withdraw, discard; a line for every request
     upload, content         one bundle on its way into S3, in parts; and on its way out
+    background              work that goes on when its request has ended
     claim, proof            pure: what an upload says of itself; HMACs, receipts, digests
     ranges, record          pure: ranges and conditions; a bundle's record ↔ tags, expiry
     budget, pace            the bytes that all transfers may hold; how slow a client may be

@@ -7,13 +7,13 @@ place that does. This module owns the `Storage` it needs; it knows neither HTTP 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import ExitStack, aclosing, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import UUID
 
-from service import trace
+from service.background import Background
 from service.budget import Memory, buffer
 from service.claim import Arrival, Claim
 from service.content import RECEIPT_TIMEOUT, Content, Held, InMemory
@@ -37,9 +37,6 @@ from service.record import BundleRecord, expiry
 from service.upload import Sink, Upload
 
 _log = logging.getLogger(__name__)
-
-CLEANUP_TIMEOUT = 5.0
-"""Seconds that `Bundles.close` waits for clean-ups; what is left then, the lifecycle sweeps."""
 
 OPEN_BODY = 1 << 20
 """Bytes of memory that an object opened for reading is reckoned to take."""
@@ -112,25 +109,12 @@ class Bundles:
         self._drain = drain
         self._part_size = part_size
         self._clock = clock
-        self._deposits: set[asyncio.Task[Any]] = set()
-        self._background: set[asyncio.Task[Any]] = set()
+        self._background = Background()
         self._leftovers = Leftovers()
 
     async def close(self) -> None:
-        """Wait for deposits that are being cancelled, and for what runs in the background.
-
-        For at most `CLEANUP_TIMEOUT`; what goes on in the background then is cancelled.
-        """
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLEANUP_TIMEOUT):
-                while running := self._deposits | self._background:
-                    await asyncio.wait(running)
-        if not self._background:
-            return
-        _log.warning("what is left of failed uploads is left to the bucket's lifecycle")
-        for task in self._background:
-            task.cancel()
-        await asyncio.wait(self._background)
+        """Wait for deposits that are being cancelled, and for what they leave to be removed."""
+        await self._background.close()
 
     async def deposit(
         self,
@@ -185,7 +169,7 @@ class Bundles:
             noting = None
             if seen is not None and proof is not None and record.hmac is not None:
                 record = replace(record, receipt=receipt(proof, bundle_id))
-                noting = self._in_background(self._note(bundle_id, record))
+                noting = self._background.start(self._note(bundle_id, record))
             if not body:
                 if noting is not None:
                     await asyncio.wait([noting], timeout=RECEIPT_TIMEOUT)
@@ -287,29 +271,18 @@ class Bundles:
     @contextmanager
     def _undone_unless_finished(self, upload: Upload) -> Iterator[None]:
         """Undo an upload that anything ends but success, and let `close` wait for that."""
-        deposit = asyncio.current_task()
-        assert deposit is not None
-        self._deposits.add(deposit)
-        try:
-            yield
-        except BaseException as error:
-            self._metrics.uploads_aborted.labels(_reason(error)).inc()
-            self._in_background(self._undo(upload))
-            raise
-        finally:
-            self._deposits.discard(deposit)
+        with self._background.awaited():
+            try:
+                yield
+            except BaseException as error:
+                self._metrics.uploads_aborted.labels(_reason(error)).inc()
+                self._background.start(self._undo(upload))
+                raise
 
     async def _undo(self, upload: Upload) -> None:
         """Leave nothing of an upload in S3, if it takes until S3 is there again."""
         if removal := await upload.undo():
             await self._leftovers.remove(removal)
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run to its end what must not be cancelled with the request it belongs to."""
-        task = asyncio.create_task(work, context=trace.apart())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
-        return task
 
 
 def _reason(error: BaseException) -> str:

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO
@@ -132,7 +131,7 @@ class Replica(Process):
         self.url = f"http://127.0.0.1:{port}"
 
     def ready(self) -> None:
-        self.until(lambda: answers("127.0.0.1", self.port, "/readyz"))
+        self.until(lambda: stores.answers(self.port, "/readyz"))
 
 
 @dataclass
@@ -244,17 +243,6 @@ def configure(folder: Path, listen: str, replicas: Sequence[int]) -> None:
 
 def command(program: str, folder: Path | str) -> list[str]:
     return [program, "-p", str(folder), "-c", f"{folder}/nginx.conf", "-e", "stderr"]
-
-
-def answers(host: str, port: int, path: str) -> bool:
-    connection = HTTPConnection(host, port, timeout=2)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status == 200
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()
 
 
 def _accepts(host: str, port: int) -> bool:

@@ -62,7 +62,7 @@ def moto() -> Iterator[Store]:
         launch = TESTS / "moto_launch.py"
         daemons.start(sys.executable, launch, listener.fileno(), keep=(listener.fileno(),))
         listener.close()
-        daemons.wait_for(lambda: _answers(port, "/"))
+        daemons.wait_for(lambda: answers(port, "/"))
         yield Store("moto", f"http://127.0.0.1:{port}")
 
 
@@ -92,7 +92,7 @@ def localstack() -> Iterator[Store]:
         launch = TESTS / "localstack_launch.py"
         daemons.start(python, launch, listener.fileno(), keep=(listener.fileno(),))
         listener.close()
-        daemons.wait_for(lambda: _answers(port, "/_localstack/health"))
+        daemons.wait_for(lambda: answers(port, "/_localstack/health"))
         yield Store("localstack", f"http://127.0.0.1:{port}")
 
 
@@ -149,7 +149,7 @@ def ceph(lifecycle_day_seconds: int = -1) -> Iterator[Store]:
         # This waits for the OSD to come up, and makes the pools.
         daemons.run("radosgw-admin", "user", "create", "--uid=test", "--display-name=test", *keys)
         daemons.start("radosgw", "-f", "-n", "client.rgw.a")
-        daemons.wait_for(lambda: _answers(gateway, "/"))
+        daemons.wait_for(lambda: answers(gateway, "/"))
         yield store
 
 
@@ -282,7 +282,7 @@ class _Daemons:
         return RuntimeError(f"{what}. The end of its output:\n{output[-2000:]}")
 
 
-def _answers(port: int, path: str) -> bool:
+def answers(port: int, path: str) -> bool:
     connection = HTTPConnection("127.0.0.1", port, timeout=2)
     try:
         connection.request("GET", path)

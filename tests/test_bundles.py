@@ -183,7 +183,7 @@ def test_closing_waits_for_s3_to_come_back_but_not_for_ever(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("service.bundles.CLEANUP_TIMEOUT", 0.2)
+    monkeypatch.setattr("service.background.CLEANUP_TIMEOUT", 0.2)
 
     async def test(bundles: Bundles, storage: Held) -> None:
         storage.holds = set()

@@ -21,7 +21,7 @@ from botocore.exceptions import ClientError, EndpointConnectionError, NoCredenti
 from pydantic import ValidationError
 from starlette.routing import Match
 
-from service import bucket, bundles, check, logs, server, settings, storage
+from service import background, bucket, check, logs, server, settings, storage
 from service.api import ROUTES
 from service.client import Calls, connect
 from service.metrics import Metrics
@@ -411,7 +411,7 @@ def test_memory_fits_the_budget(size: str) -> None:
 def test_a_task_has_the_time_that_it_takes_to_end(service_template: Template) -> None:
     history, _ = service_template.properties("Task")["ContainerDefinitions"]
     draining = DEFAULTS.drain_delay + DEFAULTS.drain_timeout
-    ending = draining + server.LAST_CALL + bundles.CLEANUP_TIMEOUT
+    ending = draining + server.LAST_CALL + background.CLEANUP_TIMEOUT
     assert ending + 10 <= history["StopTimeout"] <= 120, "Fargate gives two minutes at most"
     targets = attributes(service_template.properties("Targets")["TargetGroupAttributes"])
     assert int(targets["deregistration_delay.timeout_seconds"]) >= draining

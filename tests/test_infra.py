@@ -16,7 +16,7 @@ from uuid import uuid4
 import pytest
 import yaml
 
-from service.bundles import CLEANUP_TIMEOUT
+from service.background import CLEANUP_TIMEOUT
 from service.settings import Settings
 from tests.clients import until
 from tests.conftest import aws_environment

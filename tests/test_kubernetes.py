@@ -12,7 +12,7 @@ import pytest
 import yaml
 from kubernetes_validate.utils import latest_version, validate
 
-from service import bundles, client, server, storage
+from service import background, client, server, storage
 from service.api import ROUTES
 from service.cli import main
 from service.settings import Settings, load
@@ -168,7 +168,7 @@ def test_the_example_names_the_components() -> None:
 def test_kustomize_makes_the_same_of_it(components: list[Path], tmp_path: Path) -> None:
     kubectl = shutil.which("kubectl")
     if kubectl is None:
-        pytest.skip("kubectl is not installed")
+        pytest.skip("kubectl is not installed: see kubernetes.io/docs/tasks/tools")
     copy = tmp_path / "kubernetes"
     shutil.copytree(KUBERNETES, copy)
     listed = "".join(f"  - ../{path.name}\n" for path in components)
@@ -304,7 +304,7 @@ def test_settings(objects: dict[str, Any], settings: Settings) -> None:
 
 def test_a_pod_has_time_to_drain(pod: Any, container: Any, settings: Settings) -> None:
     drained = settings.drain_delay + server.LAST_CALL + settings.drain_timeout
-    assert pod["spec"]["terminationGracePeriodSeconds"] >= drained + bundles.CLEANUP_TIMEOUT
+    assert pod["spec"]["terminationGracePeriodSeconds"] >= drained + background.CLEANUP_TIMEOUT
     # A hook would have to be counted.
     assert "lifecycle" not in container
 
