@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 LOCALSTACK := .venv-localstack
 INFRA := .venv-infra
 UV := uv==0.13.9
+TOOLS := 'cfn-lint>=1.58,<2' 'checkov>=3.3,<4' 'kubernetes-validate>=1.34,<2'
 
 # Compiled modules are worth keeping: the tests start many processes.
 unexport PYTHONDONTWRITEBYTECODE
@@ -41,13 +42,13 @@ format: $(VENV)/ready
 
 localstack: $(LOCALSTACK)/ready  ## an S3 for the tests, without Docker
 
-infra-tools: $(INFRA)/ready  ## what looks over the CloudFormation templates
+infra-tools: $(INFRA)/ready  ## what looks over CloudFormation's and Kubernetes' files
 
 lock: $(VENV)/ready  ## pin what pyproject.toml allows, newest first
 	$(BIN)/pip install --quiet $(UV)
 	$(COMPILE) --output-file infra/requirements.lock pyproject.toml
 	$(COMPILE) --extra test --output-file tests/requirements.lock pyproject.toml
-	printf '%s\n' 'cfn-lint>=1.58,<2' 'checkov>=3.3,<4' | $(COMPILE) --output-file infra/tools.lock -
+	printf '%s\n' $(TOOLS) | $(COMPILE) --output-file infra/tools.lock -
 
 clean:
 	rm -rf $(VENV) $(LOCALSTACK) $(INFRA) .coverage* .*_cache .hypothesis build dist

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
@@ -39,6 +41,8 @@ GROUPS = {name: pytest.mark.xdist_group(name) for name in ("localstack", "ceph")
 MODELS = create_loader()
 
 T = TypeVar("T")
+
+INFRA_TOOLS = Path(__file__).parents[1] / ".venv-infra" / "bin"
 
 
 def _share_models(session: object) -> None:
@@ -156,6 +160,23 @@ def installed(find: Callable[[], T]) -> T:
         if os.environ.get("CI") == "true":
             pytest.fail(str(error))
         pytest.skip(str(error))
+
+
+def run_tool(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run one of those that `make infra-tools` installs, without anybody's settings."""
+
+    def find() -> Path:
+        if not (INFRA_TOOLS / name).exists():
+            raise stores.NotInstalled(f"{name} is not installed: run `make infra-tools`")
+        return INFRA_TOOLS / name
+
+    return subprocess.run(
+        [installed(find), *map(str, arguments)],
+        env={"PATH": os.environ["PATH"], "HOME": os.devnull},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,9 +4,7 @@ import asyncio
 import hmac
 import json
 import logging
-import os
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,7 +26,7 @@ from service.metrics import Metrics
 from service.middleware import Paths
 from service.settings import Settings
 from tests import calls, templates
-from tests.conftest import SMALL_PART, Service, aws_environment, make_bucket
+from tests.conftest import SMALL_PART, Service, aws_environment, make_bucket, run_tool
 from tests.stores import Store
 from tests.templates import FOLDER, Template
 
@@ -40,29 +38,6 @@ PAIR = Template("bucket")
 KEY = "arn:aws:kms:eu-west-3:123456789012:key/1"
 
 
-@pytest.fixture(scope="module")
-def tool() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run one of those that `make infra-tools` installs."""
-
-    def run(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-        program = ROOT / ".venv-infra" / "bin" / name
-        if not program.exists():
-            words = f"{name} is not installed: run `make infra-tools`"
-            if os.environ.get("CI") == "true":
-                pytest.fail(words)
-            pytest.skip(words)
-        environment = {"PATH": os.environ["PATH"], "HOME": os.devnull}
-        return subprocess.run(
-            [program, *map(str, arguments)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return run
-
-
 @pytest.fixture
 def service_template() -> Template:
     return Template("service", imports=PAIR.exports(), BucketStack="history", Tag="1")
@@ -72,18 +47,14 @@ def service_template() -> Template:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_cfn_lint_finds_nothing(
-    name: str, tool: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    linted = tool("cfn-lint", FOLDER / f"{name}.yaml")
+def test_cfn_lint_finds_nothing(name: str) -> None:
+    linted = run_tool("cfn-lint", FOLDER / f"{name}.yaml")
     assert (linted.returncode, linted.stdout) == (0, ""), linted.stdout + linted.stderr
 
 
-def test_checkov_finds_nothing_but_what_is_excused(
-    tool: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
+def test_checkov_finds_nothing_but_what_is_excused() -> None:
     options = ("--framework", "cloudformation", "--skip-download", "--output", "json")
-    scanned = tool("checkov", *options, "--directory", FOLDER)
+    scanned = run_tool("checkov", *options, "--directory", FOLDER)
     results = json.loads(scanned.stdout)["results"]
     assert not results["parsing_errors"]
     failed = [
