@@ -25,10 +25,13 @@ def until(condition: Callable[[], bool], *, seconds: float = 5) -> None:
         time.sleep(0.02)
 
 
-def dial(url: str) -> socket.socket:
+def dial(url: str, source: str = "") -> socket.socket:
+    """Connect, from an address of this machine if one is given."""
     address = urlsplit(url)
     assert address.hostname is not None
-    return socket.create_connection((address.hostname, address.port or 80), timeout=15)
+    return socket.create_connection(
+        (address.hostname, address.port or 80), timeout=15, source_address=(source, 0)
+    )
 
 
 def read_all(connection: socket.socket) -> bytes:

@@ -134,17 +134,29 @@ class Replica(Process):
         self.until(lambda: stores.answers(self.port, "/readyz"))
 
 
+class Nginx(Process):
+    """nginx at a URL, with a folder for its configuration and whatever else it writes."""
+
+    def __init__(self, url: str, folder: Path, output: Output) -> None:
+        super().__init__("nginx", [*command(find_nginx(), folder), "-g", "daemon off;"], {}, output)
+        self.url = url
+        self.folder = folder
+
+
 @dataclass
 class Stack:
     """nginx in front of replicas."""
 
-    url: str
-    nginx: Process
+    nginx: Nginx
     replicas: Sequence[Replica]
     processes: Sequence[Process] = field(init=False)
 
     def __post_init__(self) -> None:
         self.processes = [self.nginx, *self.replicas]
+
+    @property
+    def url(self) -> str:
+        return self.nginx.url
 
     def stop(self) -> None:
         """All at once: nginx takes no more connections, the replicas finish what it has begun."""
@@ -185,8 +197,8 @@ def stack(
         Replica(f"replica {number}", port, environment, output)
         for number, port in enumerate(ports, start=1)
     ]
-    with balancer(ports, host=host, port=port, output=output) as (url, nginx):
-        running = Stack(url, nginx, replicas)
+    with balancer(ports, host=host, port=port, output=output) as nginx:
+        running = Stack(nginx, replicas)
         try:
             init_bucket.start()
             if init_bucket.wait():
@@ -204,19 +216,29 @@ def stack(
 
 @contextmanager
 def balancer(
-    replicas: Sequence[int], *, host: str = "127.0.0.1", port: int = 0, output: Output = None
-) -> Iterator[tuple[str, Process]]:
-    """Run nginx alone, in front of these ports of this machine: its URL and itself."""
-    program = find_nginx()
+    replicas: Sequence[int],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    listen: str = "",
+    output: Output = None,
+) -> Iterator[Nginx]:
+    """Run nginx alone, in front of these ports of this machine.
+
+    `listen` is the whole of its listen.conf where that holds more than host and port.
+    """
     with tempfile.TemporaryDirectory(prefix="nginx-") as folder:
+        # Started by root, its workers are nobody's. They shall write nothing, but not for want of
+        # a way to their folders.
+        Path(folder).chmod(0o711)
         port = port or free_ports(1)[0]
-        configure(Path(folder), f"listen {_quoted(host)}:{port};\n", replicas)
-        nginx = Process("nginx", [*command(program, folder), "-g", "daemon off;"], {}, output)
-        nginx.start()
+        configure(Path(folder), listen or f"listen {_quoted(host)}:{port};\n", replicas)
         here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        nginx = Nginx(f"http://{_quoted(here)}:{port}", Path(folder), output)
+        nginx.start()
         try:
             nginx.until(lambda: _accepts(here, port))
-            yield f"http://{_quoted(here)}:{port}", nginx
+            yield nginx
         finally:
             if nginx.code is None:
                 nginx.send(signal.SIGTERM)

@@ -3,13 +3,16 @@
 import hmac
 import json
 import re
+import select
 import signal
 import socket
+import ssl
+import stat
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPResponse
@@ -145,6 +148,7 @@ class Alone:
 
     url: str
     behind: socket.socket
+    output: Path
 
     def reached(self) -> bool:
         """Whether a connection has come through."""
@@ -154,18 +158,51 @@ class Alone:
             return False
         return True
 
+    def take(self) -> socket.socket:
+        """The next connection that comes through."""
+        waiting, _, _ = select.select([self.behind], [], [], 5)
+        assert waiting, "nothing has come through"
+        connection, _ = self.behind.accept()
+        connection.settimeout(5)
+        return connection
 
-@pytest.fixture
-def alone(tmp_path: Path) -> Iterator[Alone]:
+    def answer(self) -> dict[str, str]:
+        """Answer the next request that comes through with 204; its header fields."""
+        with self.take() as connection, connection.makefile("rb") as received:
+            lines = [line.decode().rstrip() for line in iter(received.readline, b"\r\n")]
+            connection.sendall(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+        return dict(line.split(": ", 1) for line in lines[1:])
+
+
+@contextmanager
+def alone_at(output: Path, port: int, listen: str = "") -> Iterator[Alone]:
     installed(stack.find_nginx)
     with (
         socket.create_server(("127.0.0.1", 0), backlog=512) as behind,
-        (tmp_path / "output.log").open("ab") as log,
+        output.open("ab") as log,
     ):
         behind.settimeout(0)
-        port = behind.getsockname()[1]
-        with stack.balancer([port, port], output=log) as (url, _):
-            yield Alone(url, behind)
+        ports = [behind.getsockname()[1]] * 2
+        with stack.balancer(ports, port=port, listen=listen, output=log) as nginx:
+            yield Alone(nginx.url, behind, output)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[Alone]:
+    with alone_at(tmp_path / "output.log", 0) as running:
+        yield running
+
+
+TRUSTED, STRANGER = "127.0.0.2", "127.0.0.3"
+
+
+@pytest.fixture
+def trusting(tmp_path: Path) -> Iterator[Alone]:
+    """It has one trusted proxy, named where the README says."""
+    port = free_ports(1)[0]
+    listen = f"listen 127.0.0.1:{port};\nset_real_ip_from {TRUSTED};\n"
+    with alone_at(tmp_path / "output.log", port, listen) as running:
+        yield running
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> None:
@@ -184,14 +221,7 @@ def problem(answer: httpx.Response, status: int, code: str) -> None:
 @pytest.mark.parametrize("listen", ["listen.conf", "listen-tls.conf"])
 def test_the_configuration_is_one(listen: str, tmp_path: Path) -> None:
     program = installed(stack.find_nginx)
-    (tmp_path / "tls").mkdir()
-    certificate = "openssl req -x509 -newkey ed25519 -nodes -subj /CN=history -days 1 "
-    subprocess.run(
-        [*certificate.split(), "-keyout", "tls/key.pem", "-out", "tls/fullchain.pem"],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-    )
+    make_certificate(tmp_path)
     port = str(free_ports(1)[0])
     lines = re.sub(r"\b(5558|443)\b", port, (NGINX / listen).read_text())
     stack.configure(tmp_path, re.sub(r"listen \[::\].*", "", lines), free_ports(2))
@@ -200,6 +230,16 @@ def test_the_configuration_is_one(listen: str, tmp_path: Path) -> None:
     )
     assert tested.returncode == 0, tested.stderr
     assert "[warn]" not in tested.stderr
+
+
+def make_certificate(folder: Path) -> Path:
+    """Put a certificate for localhost, and its key, where listen-tls.conf looks for them."""
+    (folder / "tls").mkdir()
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 "
+    command += "-subj /CN=localhost -addext subjectAltName=DNS:localhost "
+    command += "-keyout tls/key.pem -out tls/fullchain.pem"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    return folder / "tls" / "fullchain.pem"
 
 
 def test_its_limits_are_those_of_the_service() -> None:
@@ -418,6 +458,53 @@ def test_a_download_arrives_while_it_is_fetched(front: Front) -> None:
     assert received == BUNDLE
 
 
+def test_nothing_of_a_bundle_is_written_to_disk(front: Front) -> None:
+    """While an upload dribbles in, and a download whose client reads nothing until then."""
+    bundle_id = front.upload()
+    before = on_disk(front.stack.nginx)
+    assert front.output in before
+    proof = "".join(f"{name}: {value}\r\n" for name, value in PROOF.items())
+    piece = len(BUNDLE) // 96
+    with socket.socket() as reader, front.begin_upload() as writer:
+        reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        reader.settimeout(15)
+        reader.connect(writer.getpeername())
+        reader.sendall(f"GET /files/{bundle_id} HTTP/1.1\r\nHost: x\r\n{proof}\r\n".encode())
+        for at in range(len(BUNDLE) // 2, len(BUNDLE), piece):
+            writer.sendall(BUNDLE[at : at + piece])
+            assert on_disk(front.stack.nginx) == before
+        assert writer.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        download = HTTPResponse(reader)
+        download.begin()
+        received = bytearray()
+        while read := download.read(piece):
+            received += read
+            assert on_disk(front.stack.nginx) == before
+    assert received == BUNDLE
+
+
+def on_disk(nginx: stack.Nginx) -> set[Path]:
+    """Files in its folder, and those that its workers have open, also where their name is gone."""
+    found = {path for path in nginx.folder.rglob("*") if not path.is_dir()}
+    workers = Path(f"/proc/{nginx.pid}/task/{nginx.pid}/children").read_text().split()
+    assert workers
+    for worker in workers:
+        for link in Path(f"/proc/{worker}/fd").iterdir():
+            with suppress(FileNotFoundError):  # It was a connection that has ended.
+                if stat.S_ISREG(link.stat().st_mode):
+                    found.add(link.readlink())
+    return found
+
+
+def test_its_page_is_at_the_address_that_the_browser_knows(front: Front) -> None:
+    page = front.http.get("/", headers={"Accept": "text/html"}).text
+    assert f"URL={front.url}\n" in page
+
+
+def test_who_names_no_host_is_served(front: Front) -> None:
+    assert raw_request(front.url, b"GET /healthz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+
+
 def test_who_leaves_in_the_middle_leaves_nothing(front: Front) -> None:
     def pending() -> list[Any]:
         return list(front.s3.list_multipart_uploads(Bucket=front.bucket).get("Uploads", []))
@@ -542,6 +629,122 @@ def test_more_transfers_at_once_than_one_address_may(alone: Alone) -> None:
             pytest.raises(httpx.ReadTimeout),  # it waits for the replica
         ):
             http.get("/")
+
+
+@pytest.mark.parametrize(
+    ("peer", "forwarded", "client"),
+    [
+        (TRUSTED, "203.0.113.5", "203.0.113.5"),
+        (TRUSTED, "2001:db8::5", "2001:db8::5"),
+        # What the client had written itself stands before what the proxy adds.
+        (TRUSTED, "198.51.100.7, 203.0.113.5", "203.0.113.5"),
+        # Two proxies, one behind the other.
+        (TRUSTED, f"203.0.113.5, {TRUSTED}", "203.0.113.5"),
+        (TRUSTED, f"203.0.113.5, {STRANGER}", STRANGER),
+        (TRUSTED, None, TRUSTED),
+        (TRUSTED, "nobody", TRUSTED),
+        (STRANGER, "203.0.113.5", STRANGER),
+        (STRANGER, f"203.0.113.5, {TRUSTED}", STRANGER),
+    ],
+)
+def test_the_client_is_whom_a_trusted_proxy_names(
+    trusting: Alone, peer: str, forwarded: str | None, client: str
+) -> None:
+    """In the log, and for the replicas."""
+    with dial(trusting.url, peer) as connection:
+        connection.sendall(get("/", forwarded, close=True))
+        fields = trusting.answer()
+        assert read_all(connection).startswith(b"HTTP/1.1 204 ")
+    assert fields["X-Forwarded-For"] == client
+    until(lambda: f'"client":"{client}"' in trusting.output.read_text())
+
+
+def get(path: str, forwarded: str | None, *, close: bool = False) -> bytes:
+    """A GET as a proxy passes it on."""
+    lines = [f"GET {path} HTTP/1.1", "Host: x"]
+    lines += [f"X-Forwarded-For: {forwarded}"] if forwarded else []
+    lines += ["Connection: close"] if close else []
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def test_the_limits_are_those_of_the_client_that_a_trusted_proxy_names(trusting: Alone) -> None:
+    with ExitStack() as connections:
+
+        def ask(peer: str, forwarded: str) -> socket.socket:
+            connection = connections.enter_context(dial(trusting.url, peer))
+            connection.sendall(get("/", forwarded))
+            return connection
+
+        for _ in range(128):
+            ask(TRUSTED, "203.0.113.5")
+            connections.enter_context(trusting.take())
+        assert ask(TRUSTED, "203.0.113.5").recv(65_536).startswith(b"HTTP/1.1 429 ")
+        for peer, forwarded in ((TRUSTED, "203.0.113.6"), (STRANGER, "203.0.113.5")):
+            ask(peer, forwarded)
+            connections.enter_context(trusting.take())
+
+
+def test_no_stranger_escapes_the_limits_by_other_names(trusting: Alone) -> None:
+    with ExitStack() as connections:
+        for number in range(129):
+            connection = connections.enter_context(dial(trusting.url, STRANGER))
+            connection.sendall(get("/", f"203.0.113.{number}"))
+            if number < 128:
+                connections.enter_context(trusting.take())
+        assert connection.recv(65_536).startswith(b"HTTP/1.1 429 ")
+
+
+def test_a_replica_that_has_come_back_is_asked_soon(alone: Alone) -> None:
+    """Also where it is the only one, after many failures."""
+    port = alone.behind.getsockname()[1]
+    alone.behind.close()
+    with httpx.Client(base_url=alone.url, trust_env=False) as http:
+        for _ in range(20):
+            problem(http.get("/"), 502, "bad_gateway")
+    with socket.create_server(("127.0.0.1", port)) as behind:
+
+        def asked() -> bool:
+            with dial(alone.url) as connection:
+                connection.sendall(get("/", None))
+                ready, _, _ = select.select([behind, connection], [], [], 5)
+                return behind in ready
+
+        until(asked, seconds=3)
+
+
+def test_tls(tmp_path: Path) -> None:
+    """As listen-tls.conf has it: forward secrecy, nothing in the clear, and no way back to it."""
+    installed(stack.find_nginx)
+    certificate = make_certificate(tmp_path)
+    port = free_ports(1)[0]
+    lines = (NGINX / "listen-tls.conf").read_text().replace("tls/", f"{tmp_path}/tls/")
+    lines = re.sub(r"listen \[::\].*", "", lines).replace(
+        "listen 443 ", f"listen 127.0.0.1:{port} "
+    )
+    with alone_at(tmp_path / "output.log", port, lines) as running:
+
+        def connect(version: ssl.TLSVersion, ciphers: str = "DEFAULT") -> ssl.SSLSocket:
+            context = ssl.create_default_context(cafile=certificate)
+            context.minimum_version = context.maximum_version = version
+            context.set_ciphers(ciphers)
+            return context.wrap_socket(dial(running.url), server_hostname="localhost")
+
+        for version in (ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_2):
+            with connect(version) as connection:
+                connection.sendall(get("/", None, close=True))
+                assert running.answer()["X-Forwarded-Proto"] == "https"
+                answer = read_all(connection)
+                assert answer.startswith(b"HTTP/1.1 204 ")
+                assert b"\r\nStrict-Transport-Security: max-age=31536000\r\n" in answer
+                session = connection.session
+        # With TLS 1.3 a session in the server's cache looks like a ticket, too.
+        assert session is not None
+        assert not session.has_ticket
+        for weak in ("ECDHE-ECDSA-AES128-SHA256", "ECDHE-ECDSA-AES256-SHA"):
+            with pytest.raises(ssl.SSLError):
+                connect(ssl.TLSVersion.TLSv1_2, weak).close()
+        # No redirect: whoever says his keys in the clear is not invited to say them again.
+        assert raw_request(running.url, get("/", None)).startswith(b"HTTP/1.1 400 ")
 
 
 def test_more_requests_than_one_address_may(alone: Alone) -> None:
