@@ -162,16 +162,17 @@ def installed(find: Callable[[], T]) -> T:
         pytest.skip(str(error))
 
 
+def find_tool(name: str) -> Path:
+    """One of those that `make infra-tools` installs. Raises `NotInstalled`."""
+    if not (INFRA_TOOLS / name).exists():
+        raise stores.NotInstalled(f"{name} is not installed: run `make infra-tools`")
+    return INFRA_TOOLS / name
+
+
 def run_tool(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run one of those that `make infra-tools` installs, without anybody's settings."""
-
-    def find() -> Path:
-        if not (INFRA_TOOLS / name).exists():
-            raise stores.NotInstalled(f"{name} is not installed: run `make infra-tools`")
-        return INFRA_TOOLS / name
-
+    """Run it, without anybody's settings."""
     return subprocess.run(
-        [installed(find), *map(str, arguments)],
+        [installed(lambda: find_tool(name)), *map(str, arguments)],
         env={"PATH": os.environ["PATH"], "HOME": os.devnull},
         capture_output=True,
         text=True,
