@@ -694,22 +694,27 @@ def test_no_stranger_escapes_the_limits_by_other_names(trusting: Alone) -> None:
         assert connection.recv(65_536).startswith(b"HTTP/1.1 429 ")
 
 
-def test_a_replica_that_has_come_back_is_asked_soon(alone: Alone) -> None:
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_replica_that_has_come_back_is_asked_soon(tmp_path: Path, number: int) -> None:
     """Also where it is the only one, after many failures."""
-    port = alone.behind.getsockname()[1]
-    alone.behind.close()
-    with httpx.Client(base_url=alone.url, trust_env=False) as http:
+    installed(stack.find_nginx)
+    ports = free_ports(2)
+    with (
+        (tmp_path / "output.log").open("ab") as log,
+        stack.balancer(ports, output=log) as nginx,
+        httpx.Client(base_url=nginx.url, trust_env=False) as http,
+    ):
         for _ in range(20):
             problem(http.get("/"), 502, "bad_gateway")
-    with socket.create_server(("127.0.0.1", port)) as behind:
+        with socket.create_server(("127.0.0.1", ports[number])) as behind:
 
-        def asked() -> bool:
-            with dial(alone.url) as connection:
-                connection.sendall(get("/", None))
-                ready, _, _ = select.select([behind, connection], [], [], 5)
-                return behind in ready
+            def asked() -> bool:
+                with dial(nginx.url) as connection:
+                    connection.sendall(get("/", None))
+                    ready, _, _ = select.select([behind, connection], [], [], 5)
+                    return behind in ready
 
-        until(asked, seconds=3)
+            until(asked, seconds=3)
 
 
 def test_tls(tmp_path: Path) -> None:

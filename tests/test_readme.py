@@ -1,7 +1,6 @@
 """The documents tell the truth: their commands run, their tables are whole."""
 
 import re
-import shutil
 import site
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from service.cli import main
 from service.metrics import Metrics
 from service.problems import STATUS
 from service.settings import Settings, load
+from tests import checkout
 from tests.test_cli import clean_environment, serving
 
 ROOT = Path(__file__).parents[1]
@@ -26,17 +26,7 @@ CLONE, UPLOAD, FETCH, EXAMPLES, DEPLOY = BLOCKS
 def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
     """All but `make run` and deployment, which run elsewhere; the port is that of this test."""
     origin = tmp_path / "origin"
-    files = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
-        cwd=ROOT,
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    for name in files.stdout.split("\0"):
-        if name and (ROOT / name).exists():
-            (origin / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, origin / name)
+    checkout.copy(origin)
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all of it"]):
         subprocess.run([*git, *command], cwd=origin, check=True, stdout=subprocess.DEVNULL)

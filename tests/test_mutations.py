@@ -1,0 +1,375 @@
+"""Each file that runs the service somewhere is held by a test: break it, and that one fails.
+
+The mistakes are those that people make, and that a parser takes: a value that no longer fits, a
+line left out, a name misspelt.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree.ElementTree import Element, parse
+
+import pytest
+
+from tests import checkout
+from tests.checkout import ROOT
+from tests.conftest import INFRA_TOOLS
+from tests.test_cli import clean_environment
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A mistake in a file, at the only place that reads so, and the test that notices it."""
+
+    file: str
+    right: str
+    wrong: str
+    test: str
+    """`module::test`; of a parametrised one it is enough that one case fails."""
+
+    @property
+    def node(self) -> str:
+        module, _, name = self.test.partition("::")
+        return f"tests/test_{module}.py::{name}"
+
+    def __str__(self) -> str:
+        return f"{self.file}-{self.test.partition('::')[2]}"
+
+
+BASE = "infra/kubernetes/base"
+EXAMPLE = "infra/kubernetes/example"
+NGINX = "infra/nginx/nginx.conf"
+AWS = "infra/cloudformation"
+
+MUTATIONS = [
+    Mutation(
+        ".dockerignore",
+        "!service\n",
+        "",
+        "infra::test_the_image_copies_what_is_there_and_let_through",
+    ),
+    Mutation(
+        "localstack.yml",
+        "condition: service_completed_successfully",
+        "condition: service_started",
+        "stack::test_each_service_waits_for_what_it_needs",
+    ),
+    Mutation(
+        "infra/Dockerfile",
+        "USER 65532:65532",
+        "USER root",
+        "infra::test_the_image_copies_what_is_there_and_let_through",
+    ),
+    Mutation(
+        "infra/README.md",
+        "### HistoryRefusals",
+        "### HistoryRefused",
+        "dashboards::test_every_alert_has_its_section_in_the_runbook",
+    ),
+    Mutation(
+        "infra/requirements.lock",
+        "\nbotocore==",
+        "\n# botocore==",
+        "infra::test_the_image_installs_what_the_service_needs_and_no_more",
+    ),
+    Mutation(
+        "infra/tools.lock",
+        "\njsonschema==",
+        "\n# jsonschema==",
+        "infra::test_the_tools_are_those_that_are_pinned",
+    ),
+    # -- AWS
+    Mutation(
+        f"{AWS}/bucket.yaml",
+        '"7": { Days: 8 }',
+        '"7": { Days: 7 }',
+        "cloudformation::test_a_lifecycle_for_every_retention",
+    ),
+    Mutation(
+        f"{AWS}/bucket.yaml",
+        'Bool: { "aws:SecureTransport": "false" }',
+        'Bool: { "aws:SecureTransport": "true" }',
+        "cloudformation::test_what_the_bucket_policy_denies",
+    ),
+    Mutation(
+        f"{AWS}/service.yaml",
+        "                  - s3:PutObjectTagging # S3Storage.put, put_tags\n",
+        "",
+        "cloudformation::test_the_task_may_do_what_the_code_does_and_no_more",
+    ),
+    Mutation(
+        f"{AWS}/service.yaml",
+        "StopTimeout: 60",
+        "StopTimeout: 30",
+        "cloudformation::test_a_task_has_the_time_that_it_takes_to_end",
+    ),
+    # -- Kubernetes
+    Mutation(
+        f"{BASE}/deployment.yaml",
+        "terminationGracePeriodSeconds: 45",
+        "terminationGracePeriodSeconds: 30",
+        "kubernetes::test_a_pod_has_time_to_drain",
+    ),
+    Mutation(
+        f"{BASE}/deployment.yaml",
+        "periodSeconds: 1\n",
+        "periodSecond: 1\n",
+        "kubernetes::test_kubernetes_knows_every_field",
+    ),
+    Mutation(
+        f"{BASE}/disruption-budget.yaml",
+        "maxUnavailable: 1",
+        "maxUnavailable: 0",
+        "kubernetes::test_updates_never_lack_a_replica",
+    ),
+    Mutation(
+        f"{BASE}/ingress.yaml",
+        'proxy-request-buffering: "off"',
+        'proxy-request-buffering: "on"',
+        "kubernetes::test_the_ingress_lets_bundles_through",
+    ),
+    Mutation(
+        f"{BASE}/kustomization.yaml",
+        "  - network-policy.yaml\n",
+        "",
+        "kubernetes::test_every_file_is_listed",
+    ),
+    Mutation(
+        f"{BASE}/network-policy.yaml",
+        "- port: http",
+        "- port: 80",
+        "kubernetes::test_ports",
+    ),
+    Mutation(
+        f"{BASE}/scaling.yaml",
+        "minReplicas: 2",
+        "minReplicas: 1",
+        "kubernetes::test_updates_never_lack_a_replica",
+    ),
+    Mutation(
+        f"{BASE}/service-account.yaml",
+        "automountServiceAccountToken: false",
+        "automountServiceAccountToken: true",
+        "kubernetes::test_nobodys_rights",
+    ),
+    Mutation(
+        f"{BASE}/service.yaml",
+        "targetPort: http",
+        "targetPort: 80",
+        "kubernetes::test_ports",
+    ),
+    Mutation(
+        f"{BASE}/settings.env",
+        "HISTORY_DRAIN_TIMEOUT=30s",
+        "HISTORY_DRAIN_TIMEOUT=60s",
+        "kubernetes::test_a_pod_has_time_to_drain",
+    ),
+    Mutation(
+        f"{EXAMPLE}/kustomization.yaml",
+        "namespace: history\n",
+        "namespace: default\n",
+        "kubernetes::test_names",
+    ),
+    Mutation(
+        f"{EXAMPLE}/namespace.yaml",
+        "enforce: restricted",
+        "enforce: baseline",
+        "kubernetes::test_nobodys_rights",
+    ),
+    Mutation(
+        "infra/kubernetes/monitoring/kustomization.yaml",
+        "resources:\n  - service-monitor.yaml\n",
+        "resources: []\n",
+        "kubernetes::test_every_file_is_listed",
+    ),
+    Mutation(
+        "infra/kubernetes/monitoring/service-monitor.yaml",
+        "path: /metrics",
+        "path: /prometheus",
+        "kubernetes::test_ports",
+    ),
+    Mutation(
+        "infra/kubernetes/scaling-by-memory/kustomization.yaml",
+        "path: memory.yaml",
+        "path: memory.yml",
+        "kubernetes::test_every_file_is_listed",
+    ),
+    Mutation(
+        "infra/kubernetes/scaling-by-memory/memory.yaml",
+        "name: history_memory_use\n",
+        "name: history_memory_used\n",
+        "kubernetes::test_scaling_asks_for_what_the_adapter_answers",
+    ),
+    # -- nginx
+    Mutation(
+        "infra/nginx/listen.conf",
+        "listen 5558;",
+        "listen 127.0.0.1:5558;",
+        "stack::test_nginx_there_has_the_very_same_files",
+    ),
+    Mutation(
+        "infra/nginx/listen-tls.conf",
+        "ssl_session_tickets       off;",
+        "ssl_session_tickets       on;",
+        "nginx::test_tls",
+    ),
+    Mutation(
+        "infra/nginx/upstream.conf",
+        "keepalive_timeout 2s;",
+        "keepalive_timeout 60s;",
+        "nginx::test_its_limits_are_those_of_the_service",
+    ),
+    Mutation(
+        "infra/nginx/upstream.conf",
+        "history-2:5558 max_fails=3 fail_timeout=1s;",
+        "history-2:5558;",
+        "nginx::test_a_replica_that_has_come_back_is_asked_soon",
+    ),
+    Mutation(
+        NGINX,
+        "proxy_request_buffering off;",
+        "proxy_request_buffering on;",
+        "nginx::test_nothing_of_a_bundle_is_written_to_disk",
+    ),
+    Mutation(
+        NGINX,
+        "proxy_buffering         off;",
+        "proxy_buffering         on;",
+        "nginx::test_nothing_of_a_bundle_is_written_to_disk",
+    ),
+    Mutation(
+        NGINX,
+        "error timeout;",
+        "error timeout non_idempotent;",
+        "nginx::test_a_post_that_was_sent_is_not",
+    ),
+    Mutation(
+        NGINX,
+        "real_ip_recursive on;",
+        "real_ip_recursive off;",
+        "nginx::test_the_client_is_whom_a_trusted_proxy_names",
+    ),
+    Mutation(
+        NGINX,
+        "location ~ ^/(metrics|readyz)/*$ {",
+        "location ~ ^/(metrics|readyz)$ {",
+        "nginx::test_what_is_for_operators_is_not_there",
+    ),
+    # -- Prometheus and Grafana
+    Mutation(
+        "infra/dashboards/history.json",
+        "history_memory_waiters{",
+        "history_memory_waiting{",
+        "dashboards::test_panels_ask_for_what_there_is",
+    ),
+    Mutation(
+        "infra/prometheus/adapter.yaml",
+        "/ sum by (<<.GroupBy>>) (history_memory_budget_bytes{",
+        "/ sum by (<<.GroupBy>>) (history_memory_limit_bytes{",
+        "dashboards::test_the_adapter_asks_for_what_there_is",
+    ),
+    Mutation(
+        "infra/prometheus/alerts.yaml",
+        "(history_memory_waiters)",
+        "(history_memory_waiting)",
+        "dashboards::test_an_alert_can_fire_and_says_what_to_do",
+    ),
+    Mutation(
+        "infra/prometheus/alerts.yaml",
+        "(rate(history_s3_request_seconds_count[5m])) > 0.05",
+        "(rate(history_s3_request_seconds_count[5m])) > 0.5",
+        "dashboards::test_promtool_takes_the_alerts",
+    ),
+    Mutation(
+        "infra/prometheus/alerts_test.yaml",
+        'way="receipt", outcome="held"}\n        values: 0+80x60',
+        'way="receipt", outcome="accepted"}\n        values: 0+80x60',
+        "dashboards::test_every_alert_is_tried_in_fair_weather_and_foul",
+    ),
+]
+
+
+def test_every_file_is_broken_once() -> None:
+    """At a place that is there, and for a test that is."""
+    there = {*checkout.files("infra"), Path("localstack.yml"), Path(".dockerignore")}
+    assert {Path(one.file) for one in MUTATIONS} == there
+    for one in MUTATIONS:
+        assert (ROOT / one.file).read_text().count(one.right) == 1, one
+        module, _, name = one.node.partition("::")
+        assert f"def {name}(" in (ROOT / module).read_text(), one
+
+
+@dataclass
+class Outcome:
+    """How pytest ended, and for each test what was wrong with it: an element of its report."""
+
+    code: int
+    wrong: dict[str, Element | None]
+    output: str
+
+
+def run(root: Path, folder: Path, *arguments: str) -> Outcome:
+    """Run pytest there; what it leaves is left in the folder."""
+    report = folder / "report.xml"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    ended = subprocess.run(
+        [*command, f"--basetemp={folder / 'tmp'}", f"--junit-xml={report}", *arguments],
+        cwd=root,
+        env=clean_environment(CI=os.environ.get("CI", "")),
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    output = ended.stdout + ended.stderr
+    assert report.exists(), output
+    wrong: dict[str, Element | None] = {}
+    for case in parse(report).iter("testcase"):
+        name, _, _ = case.attrib["name"].partition("[")
+        node = f"{case.attrib['classname'].replace('.', '/')}.py::{name}"
+        found = [one for one in case if one.tag in ("failure", "error", "skipped")]
+        wrong[node] = found[0] if found else wrong.get(node)
+    return Outcome(ended.returncode, wrong, output)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project in another folder, to be broken there."""
+    root = tmp_path_factory.mktemp("copy")
+    checkout.copy(root)
+    if INFRA_TOOLS.exists():
+        (root / INFRA_TOOLS.parent.name).symlink_to(INFRA_TOOLS.parent)
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """What all of the tests say while nothing is broken."""
+    return run(copy, tmp_path_factory.mktemp("whole"), *{one.node for one in MUTATIONS})
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
+def test_a_mistake_is_noticed(
+    mutation: Mutation, copy: Path, whole: Outcome, tmp_path: Path
+) -> None:
+    before = whole.wrong[mutation.node]
+    if before is not None and before.tag == "skipped":
+        pytest.skip(before.attrib["message"])
+    assert before is None, whole.output
+    file = copy / mutation.file
+    right = file.read_text()
+    file.write_text(right.replace(mutation.right, mutation.wrong))
+    try:
+        outcome = run(copy, tmp_path, "-x", mutation.node)
+    finally:
+        file.write_text(right)
+    assert outcome.code == pytest.ExitCode.TESTS_FAILED, outcome.output
+    found = outcome.wrong[mutation.node]
+    assert found is not None
+    assert found.tag == "failure", outcome.output
+    # By what it asserts, not because it fell over.
+    assert re.match("AssertionError|assert ", found.attrib["message"]), outcome.output
