@@ -33,6 +33,10 @@ from tests.stores import Store
 FROM_ENVIRONMENT = stores.from_environment()
 """The store named by AWS_ENDPOINT_URL_S3: with it, every test runs against that one."""
 
+STORES = ("moto", "localstack", "ceph")
+CHOSEN = (os.environ.get("STORES") or ",".join(STORES)).split(",")
+"""Those that what is marked `every_store` runs against."""
+
 SMALL_PART = 5 << 20
 """S3 takes none smaller: most tests use it, as it is quicker to fill than the default."""
 
@@ -136,13 +140,18 @@ class Serve(Protocol):
     ) -> Service: ...
 
 
+def pytest_configure() -> None:
+    if not set(STORES).issuperset(CHOSEN):
+        raise pytest.UsageError(f"STORES is some of {','.join(STORES)}, not {','.join(CHOSEN)}")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what is marked `every_store` against each of them, all else against one."""
+    """Run what is marked `every_store` against each that is chosen, all else against moto."""
     if "store" not in metafunc.fixturenames:
         return
     names = ["environment"] if FROM_ENVIRONMENT else ["moto"]
     if not FROM_ENVIRONMENT and metafunc.definition.get_closest_marker("every_store"):
-        names += ["localstack", "ceph"]
+        names = CHOSEN
     metafunc.parametrize(
         "store",
         # Each of the big ones is started once, so its tests share a worker.

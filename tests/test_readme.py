@@ -14,8 +14,10 @@ from service.cli import main
 from service.metrics import Metrics
 from service.problems import STATUS
 from service.settings import Settings, load
-from tests import checkout
+from tests import checkout, stores
+from tests.conftest import STORES
 from tests.test_cli import clean_environment, serving
+from tests.test_infra import wanted_here
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -100,6 +102,41 @@ def test_every_error_has_its_status() -> None:
 
     codes = {leaf.code for leaf in leaves(errors.HistoryError)}
     assert codes | {"method_not_allowed", "internal_error"} == STATUS.keys()
+
+
+def test_every_store_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, table = README.partition("| `STORES=` |")
+    rows = re.findall(r"^\| `(\w+)` \| .* ([\d.]+) \| (.*) \|$", table, re.MULTILINE)
+    assert tuple(name for name, _, _ in rows) == STORES
+    versions = {name: version for name, version, _ in rows}
+    assert wanted_here("tests/localstack.lock")["localstack-core"] == versions["localstack"]
+    assert wanted_here("tests/requirements.lock")["moto"].startswith(versions["moto"])
+    [ceph] = (command for name, _, command in rows if name == "ceph")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(stores.NotInstalled, match=ceph.strip("`")), stores.ceph():
+        pass
+
+
+@pytest.mark.parametrize(
+    ("chosen", "code", "found"),
+    [
+        ("", 0, set(STORES)),
+        ("moto,ceph", 0, {"moto", "ceph"}),
+        ("minio", 4, set()),
+    ],
+)
+def test_one_variable_chooses_the_stores(chosen: str, code: int, found: set[str]) -> None:
+    said = subprocess.run(
+        [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/test_end_to_end.py"],
+        cwd=ROOT,
+        env=clean_environment(STORES=chosen),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert said.returncode == code, said.stdout + said.stderr
+    assert set(re.findall(r"^tests/\S+\[(\w+)", said.stdout, re.MULTILINE)) == found
+    assert code == 0 or "STORES is some of moto,localstack,ceph, not minio" in said.stderr
 
 
 def test_the_map_names_every_module() -> None:
