@@ -14,7 +14,7 @@ from typing import Protocol
 from uuid import UUID
 
 from service.background import Background
-from service.budget import Memory, buffer
+from service.budget import Memory
 from service.claim import Arrival, Claim
 from service.content import RECEIPT_TIMEOUT, Content, Held, InMemory
 from service.errors import (
@@ -227,7 +227,7 @@ class Bundles:
         async with aclosing(await self._storage.open(bundle_id)) as stored:
             fits = keep and stored.stat.size <= self._part_size
             lease.shrink(max(stored.stat.size, OPEN_BODY) if fits else OPEN_BODY)
-            bundle, at = buffer(stored.stat.size) if fits else None, 0
+            bundle, at = lease.buffer()[: stored.stat.size] if fits else None, 0
             async for chunk in stored:
                 verification.update(chunk)
                 if bundle is not None:
@@ -235,7 +235,8 @@ class Bundles:
                     at += len(chunk)
         way = "memory" if fits else "two_reads" if keep else "one_read"
         self._decide(way, holds=verification.holds(proof.hmac))
-        return record, _Seen(stored.stat, bundle)
+        # Behind what was read, its memory may hold another bundle.
+        return record, _Seen(stored.stat, None if bundle is None else bundle[:at])
 
     def _decide(self, way: str, *, holds: bool) -> None:
         """Count a verification. Raises `InvalidHmac` where the proof does not hold."""

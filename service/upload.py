@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeVar
 from uuid import UUID, uuid4
 
 from service import trace
-from service.budget import SLOT, Lease, Memory, buffer
+from service.budget import SLOT, Lease, Memory
 from service.leftovers import Removal
 
 _T = TypeVar("_T")
@@ -40,7 +40,7 @@ class Upload:
         self._memory = memory
         self._part_size = part_size
         self._leases: list[Lease] = []
-        self._buffer = self._spare = memoryview(b"")
+        self._buffer = memoryview(b"")
         self._filled = 0
         self._multipart = False
         self._upload: str | None = None
@@ -54,8 +54,7 @@ class Upload:
         What declares nothing begins in a small slot, as most of it is small. Raises `Overloaded`.
         """
         if length is None:
-            self._leases.append(await self._memory.slots.take(SLOT))
-            self._buffer = buffer(SLOT)
+            self._hold(await self._memory.slots.take(SLOT))
         else:
             await self._take_part(min(length, self._part_size))
 
@@ -104,7 +103,7 @@ class Upload:
         return partial(_remove, self._sink, self.bundle_id, multipart=self._multipart)
 
     def _release(self) -> None:
-        self._buffer = self._spare = memoryview(b"")
+        self._buffer = memoryview(b"")
         for lease in self._leases:
             lease.release()
 
@@ -118,14 +117,15 @@ class Upload:
             self._upload = await self._make(self._sink.create_upload(self.bundle_id))
         await self._part_sent()
         self._send_part(self._upload)
-        if not self._spare and (lease := self._memory.parts.take_now(self._part_size)):
-            self._leases.append(lease)
-            self._spare = buffer(self._part_size)
-        if not self._spare:
+        self._buffer = memoryview(b"")
+        one = len(self._leases) == 1
+        if one and (lease := self._memory.parts.take_now(self._part_size)):
+            self._hold(lease)
+            return
+        if one:
             # The one buffer there is must be sent before it can be filled again.
             await self._part_sent()
-            return
-        self._buffer, self._spare = self._spare, self._buffer
+        self._hold(self._leases.pop(0))
 
     async def _outgrow_slot(self) -> None:
         """Go on in a part; waiting for it, this upload holds no part that others wait for."""
@@ -134,10 +134,15 @@ class Upload:
         with slot:
             await self._take_part(self._part_size)
             self._buffer[: len(begun)] = begun
+            del begun  # The slot's pages can be kept then.
 
     async def _take_part(self, size: int) -> None:
-        self._leases.append(await self._memory.parts.take(size))
-        self._buffer = buffer(size)
+        self._hold(await self._memory.parts.take(size))
+
+    def _hold(self, lease: Lease) -> None:
+        """Fill this one next; what a connection goes on sending of it, S3 has from another one."""
+        self._leases.append(lease)
+        self._buffer = lease.buffer()
 
     def _send_part(self, upload: str) -> None:
         self._sending = asyncio.create_task(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from service.budget import Budget, Lease
+from service.budget import SLOT, Budget, Lease
 from service.errors import Overloaded
 
 
@@ -120,5 +120,155 @@ def test_under_random_load_it_is_never_exceeded_nor_stuck() -> None:
             unlucky.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
         assert (budget.in_use, budget.waiting) == (0, 0)
+
+    run(test())
+
+
+def test_pages_are_used_again_as_soon_as_nobody_sees_them() -> None:
+    async def test() -> None:
+        budget = Budget(4 * SLOT, timeout=1)
+        with await budget.take(SLOT) as lease:
+            mine = lease.buffer()
+            mine[:4] = b"mine"
+            seen = mine[1:3]
+            del mine
+        assert (budget.in_use, budget.spare) == (0, 0)
+        with await budget.take(SLOT) as lease:
+            other = lease.buffer()
+            assert bytes(other[:4]) == bytes(4)
+            other[:5] = b"other"
+            del other
+        assert (bytes(seen), budget.spare) == (b"in", SLOT)
+        with await budget.take(SLOT) as lease:
+            assert bytes(lease.buffer()[:5]) == b"other", "these are its pages"
+            assert budget.spare == 0
+
+    run(test())
+
+
+def test_a_buffer_that_somebody_sees_still_is_not_filled_again() -> None:
+    async def test() -> None:
+        with await Budget(SLOT, timeout=1).take(SLOT) as lease:
+            sent = lease.buffer()[-3:]
+            sent[:] = b"one"
+            lease.buffer()[-3:] = b"two"
+            assert bytes(sent) == b"one"
+            assert bytes(lease.buffer()[-3:]) == b"two"
+
+    run(test())
+
+
+@pytest.mark.parametrize("size", [0, 1, 4097, SLOT - 1, SLOT, SLOT + 1])
+def test_a_buffer_is_as_long_as_its_lease(size: int) -> None:
+    """Also out of pages that were another's, and after some of it has been given back."""
+
+    async def test() -> None:
+        budget = Budget(2 * SLOT, timeout=1)
+        for _ in range(2):
+            with await budget.take(size) as lease:
+                assert len(lease.buffer()) == size
+                lease.shrink(size // 2)
+                assert len(lease.buffer()) == size // 2
+        assert budget.in_use == 0
+
+    run(test())
+
+
+def test_who_waits_gets_the_pages_of_who_gives_back() -> None:
+    async def test() -> None:
+        budget = Budget(SLOT, timeout=1)
+        first = await budget.take(SLOT)
+        first.buffer()[:5] = b"first"
+        waiting = asyncio.create_task(budget.take(SLOT))
+        await turns()
+        first.release()
+        assert (budget.in_use, budget.spare) == (SLOT, 0)
+        second = await waiting
+        assert bytes(second.buffer()[:5]) == b"first"
+        first.release()
+        assert len(first.buffer()) == 0
+        assert budget.in_use == SLOT
+
+    run(test())
+
+
+def test_who_has_left_leaves_the_pages_that_were_for_him() -> None:
+    async def test() -> None:
+        budget = Budget(SLOT, timeout=1)
+        first = await budget.take(SLOT)
+        first.buffer()[:5] = b"first"
+        waiting = asyncio.create_task(budget.take(SLOT))
+        await turns()
+        first.release()
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert (budget.in_use, budget.spare) == (0, SLOT)
+
+    run(test())
+
+
+def test_small_pages_are_not_kept_however_many_there_are() -> None:
+    """The kernel rounds them up, so that they would be more than the budget knows of."""
+
+    async def test() -> None:
+        budget = Budget(100 * SLOT, timeout=1)
+        leases = [await budget.take(1 + number % 10) for number in range(100)]
+        for lease in leases:
+            lease.buffer()
+        for lease in leases:
+            lease.release()
+        assert (budget.in_use, budget.spare) == (0, 0)
+
+    run(test())
+
+
+def test_the_oldest_pages_give_way() -> None:
+    async def test() -> None:
+        budget = Budget(4 * SLOT, timeout=1)
+        for number in range(5):
+            with await budget.take(SLOT + number) as lease:
+                lease.buffer()[0] = number + 1
+        assert budget.spare == 3 * SLOT + 2 + 3 + 4
+        with await budget.take(SLOT + 1) as gone, await budget.take(SLOT + 4) as kept:
+            assert (gone.buffer()[0], kept.buffer()[0]) == (0, 5)
+
+    run(test())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_buffer_is_anybody_elses_and_none_is_kept_beyond_the_budget(seed: int) -> None:
+    """Under random load, with views that outlive their lease as a connection's do."""
+
+    async def test() -> None:
+        chance = random.Random(seed)
+        budget = Budget(8 * SLOT, timeout=5)
+        views = dict[int, memoryview]()
+        again = 0
+
+        def stamped(view: memoryview, stamp: int) -> bool:
+            return bytes(view[:8]) == bytes(view[-8:]) == stamp.to_bytes(8)
+
+        async def client(first: int) -> None:
+            nonlocal again
+            for stamp in range(first, first + 20):
+                with await budget.take(chance.choice((SLOT, SLOT + 1, 2 * SLOT, 100))) as lease:
+                    view = lease.buffer()
+                    again += any(view[:8])
+                    view[:8] = view[-8:] = stamp.to_bytes(8)
+                    await turns(chance.randint(0, 3))
+                    assert stamped(view, stamp)
+                    if chance.random() < 0.3:
+                        views[stamp] = view[:]
+                    del view
+                    lease.shrink(chance.choice((lease.size, lease.size // 2)))
+                    assert budget.in_use + budget.spare <= budget.total
+                assert budget.in_use + budget.spare <= budget.total
+                if len(views) > 20:
+                    del views[chance.choice(list(views))]
+                assert all(stamped(view, stamp) for stamp, view in views.items())
+
+        await asyncio.gather(*(client(1 + 1000 * number) for number in range(8)))
+        assert again, "no pages were used again"
+        assert budget.in_use == 0
 
     run(test())

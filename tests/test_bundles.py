@@ -1,12 +1,14 @@
 """What cannot be seen from outside: how a deposit overlaps its parts, and what cancels it."""
 
 import asyncio
+import mmap
+import random
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
-from service.budget import Memory
+from service.budget import SLOT, Memory
 from service.bundles import Bundles
 from service.claim import Claim
 from service.client import Calls, connect
@@ -55,10 +57,29 @@ class Held(S3Storage):
         await super().delete(*arguments)
 
 
+class Lingering(Held):
+    """Its parts are on their way a second time when S3 has them, on a connection that stalls."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.holds = set()
+        self.unsent: list[tuple[memoryview, bytes]] = []
+
+    async def upload_part(self, *arguments: Any) -> str:
+        unsent = arguments[-1][-1000:]
+        self.unsent.append((unsent, bytes(unsent)))
+        return await super().upload_part(*arguments)
+
+
 def run(
-    store: Store, service: Service, test: Callable[[Bundles, Held], Coroutine[Any, Any, None]]
+    store: Store,
+    service: Service,
+    test: Callable[[Bundles, Held], Coroutine[Any, Any, None]],
+    *,
+    storage_class: type[Held] = Held,
+    parts: int = 2,
 ) -> None:
-    """Run a test of a `Bundles` on its own, with small parts, in the service's bucket."""
+    """Run a test of a `Bundles` on its own, with so many small parts, in the service's bucket."""
     service.clear()
 
     async def main() -> None:
@@ -66,8 +87,8 @@ def run(
         async with connect() as client:
             metrics = Metrics()
             calls = Calls(service.bucket, metrics)
-            storage = Held(client, calls, bucket=service.bucket, prefix=service.prefix)
-            memory = Memory(2 * PART, timeout=1)
+            storage = storage_class(client, calls, bucket=service.bucket, prefix=service.prefix)
+            memory = Memory(parts * PART, timeout=1)
             bundles = Bundles(
                 *(storage, memory, metrics, Drain()),
                 part_size=PART,
@@ -194,3 +215,62 @@ def test_closing_waits_for_s3_to_come_back_but_not_for_ever(
     run(store, service, test)
     assert "left to the bucket's lifecycle" in caplog.text
     service.clear()
+
+
+@pytest.fixture
+def new_pages(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all memory for bundles that is new to the process."""
+    sizes = list[int]()
+
+    class Pages(mmap.mmap):
+        def __new__(cls, fd: int, length: int, **options: Any) -> Self:
+            sizes.append(length)
+            return super().__new__(cls, fd, length, **options)
+
+    monkeypatch.setattr(mmap, "mmap", Pages)
+    return sizes
+
+
+async def cut(bundle: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(bundle), 100_000):
+        yield bundle[at : at + 100_000]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("length", [True, False])
+def test_bundles_in_the_same_memory_keep_their_own_bytes(
+    store: Store, service: Service, new_pages: list[int], parts: int, *, length: bool
+) -> None:
+    """Of known length or not, and whether or not there is memory for two parts at once."""
+    bundles = [random.Random(seed).randbytes(3 * PART + 1000) for seed in range(4)]
+
+    async def test(served: Bundles, storage: Held) -> None:
+        storage.holds = set()
+        for bundle in bundles:
+            bundle_id, _ = await served.deposit(
+                cut(bundle), Claim(), length=len(bundle) if length else None
+            )
+            where = {"Bucket": service.bucket, "Key": f"{service.prefix}{bundle_id}"}
+            stored = await asyncio.to_thread(service.s3.get_object, **where)
+            assert stored["Body"].read() == bundle
+
+    run(store, service, test, parts=parts)
+    assert sorted(new_pages) == [SLOT] * (not length) + [PART] * min(parts, 2)
+
+
+def test_a_part_that_is_still_being_sent_is_not_written_over(
+    store: Store, service: Service, new_pages: list[int]
+) -> None:
+    """Its second sending, whose answer nobody waits for, must not make a part of other bytes."""
+    bundle = random.Random(5).randbytes(4 * PART)
+
+    async def test(served: Bundles, storage: Held) -> None:
+        assert isinstance(storage, Lingering)
+        await served.deposit(cut(bundle), Claim(), length=len(bundle))
+        assert [sent for _, sent in storage.unsent] == [
+            bundle[end - 1000 : end] for end in range(PART, len(bundle) + 1, PART)
+        ]
+        assert all(bytes(unsent) == sent for unsent, sent in storage.unsent)
+
+    run(store, service, test, storage_class=Lingering)
+    assert new_pages == [PART] * 4
