@@ -4,7 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from email.utils import formatdate
 from typing import Any, Literal, TypedDict, TypeVar, overload
 from uuid import UUID
@@ -26,7 +26,7 @@ from service.errors import (
     UploadTimeout,
 )
 from service.metrics import Metrics
-from service.pace import Pace
+from service.pace import Pace, Patience
 from service.proof import Proof, digest_field, parse_digests, parse_hmac
 from service.ranges import Wanted
 from service.readiness import Readiness
@@ -296,17 +296,17 @@ def _bundle_id(request: Request[State]) -> UUID:
 async def _body(request: Request[State]) -> AsyncGenerator[bytes, None]:
     """The request's body as it arrives; `UploadTimeout` where the client is too slow with it."""
     pace, more = Pace(request.state["read_timeout"]), True
-    while more:
-        began = time.monotonic()
-        try:
-            with trace.waiting("client"):
-                async with asyncio.timeout(pace.left):
+    with closing(Patience(pace)) as patience:
+        while more:
+            began = time.monotonic()
+            try:
+                with trace.waiting("client"), patience:
                     message = await request.receive()
-        except TimeoutError as error:
-            raise UploadTimeout from error
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        more, chunk = message.get("more_body", False), message.get("body", b"")
-        pace.waited(time.monotonic() - began, len(chunk))
-        if chunk:
-            yield chunk
+            except TimeoutError as error:
+                raise UploadTimeout from error
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            more, chunk = message.get("more_body", False), message.get("body", b"")
+            pace.waited(time.monotonic() - began, len(chunk))
+            if chunk:
+                yield chunk

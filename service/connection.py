@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import Any
 
 import h11
+from h11._readers import ContentLengthReader
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -34,6 +35,8 @@ READ_AHEAD = 16 * 1024
 LAST_HEAD = 2.0
 """Seconds that a head has which is not at its end when the server shuts down."""
 
+_TAKING = {h11.CLIENT: h11.SEND_BODY, h11.SERVER: h11.SEND_RESPONSE}
+
 
 class Inlet(asyncio.BufferedProtocol):
     """Read no more at a time than is wanted: uvloop would take up to 256 KB from everybody."""
@@ -50,8 +53,7 @@ class Inlet(asyncio.BufferedProtocol):
         self.eof_received = protocol.eof_received  # type: ignore[method-assign]
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
-        conn = self._protocol.conn
-        wanted = conn.their_state is h11.SEND_BODY and conn.our_state is h11.SEND_RESPONSE
+        wanted = self._protocol.conn.states == _TAKING
         return self._buffer if wanted else self._buffer[:READ_AHEAD]
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -86,7 +88,12 @@ class Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         begun = self.conn.their_state is h11.SEND_BODY
-        super().data_received(data)
+        if self.conn.passes(len(data)):
+            # Set, not added: uvicorn hands on what is bytes already as it is.
+            self.cycle.body = data if not self.cycle.body else self.cycle.body + data  # type: ignore[assignment]
+            self.cycle.message_event.set()
+        else:
+            super().data_received(data)
         waiting = begun and not self.cycle.message_event.is_set()
         if self.conn.their_state is h11.SEND_BODY and not waiting:
             # Take no more before the application asks: uvicorn would hold some for each client.
@@ -209,6 +216,22 @@ class _Conversation(h11.Connection):
     @property
     def turn_over(self) -> bool:
         return not self._left
+
+    def passes(self, size: int) -> bool:
+        """Whether so many bytes are all of a body that goes on after them; if so, they are passed.
+
+        They need no parser then, which copies them four times: a sixth of the CPU of an upload.
+        """
+        reader = self._reader
+        if (
+            type(reader) is not ContentLengthReader
+            or self.states != _TAKING
+            or size >= reader._remaining  # noqa: SLF001
+            or self.trailing_data[0]
+        ):
+            return False
+        reader._remaining -= size  # noqa: SLF001
+        return True
 
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         if self.turn_over:

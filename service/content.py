@@ -7,7 +7,7 @@ from typing import Protocol
 
 from service import trace
 
-PIECE = 64 * 1024
+PIECE = 256 * 1024
 """Bytes of a bundle in memory that are given to its reader at a time."""
 
 RECEIPT_TIMEOUT = 5.0

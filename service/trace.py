@@ -1,8 +1,6 @@
 """The request under way: its id, and how long it has waited for client, budget and S3."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -34,15 +32,21 @@ def request_id() -> str | None:
     return None if trace is None else trace.request_id
 
 
-@contextmanager
-def waiting(on: Literal["client", "budget", "s3"]) -> Iterator[None]:
+class waiting:  # noqa: N801 - it reads as what it does
     """Count the time spent inside as waiting of the current request, if there is one."""
-    trace, began = _current.get(), time.monotonic()
-    try:
-        yield
-    finally:
-        if trace is not None:
-            setattr(trace, on, getattr(trace, on) + time.monotonic() - began)
+
+    __slots__ = ("_began", "_on", "_trace")
+
+    def __init__(self, on: Literal["client", "budget", "s3"]) -> None:
+        self._on = on
+
+    def __enter__(self) -> None:
+        self._trace, self._began = _current.get(), time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        if self._trace is not None:
+            waited = getattr(self._trace, self._on) + time.monotonic() - self._began
+            setattr(self._trace, self._on, waited)
 
 
 def apart() -> Context:
