@@ -13,9 +13,6 @@ from service.ranges import Stat
 if TYPE_CHECKING:
     from types_aiobotocore_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef
 
-READ_SIZE = 64 * 1024
-"""Bytes that are asked of S3's stream at a time."""
-
 WRITE_SIZE = 256 * 1024
 """Bytes of a part that are given to its connection at a time."""
 
@@ -49,7 +46,7 @@ class StoredObject:
         stuck = gained = 0
         while self._left:
             try:
-                chunk = await self._calls.read(self._body, READ_SIZE)
+                chunk = await self._calls.read(self._body)
             except BrokenOff as error:
                 stuck, gained = 1 if gained >= PROGRESS else stuck + 1, 0
                 if stuck > RESUMPTIONS:
@@ -95,6 +92,10 @@ class Part:
 
     def tell(self) -> int:
         return self._at
+
+    def close(self) -> None:
+        """Let go of the buffer: botocore and aiohttp keep requests until they are collected."""
+        self._body = memoryview(b"")
 
     async def __aiter__(self) -> AsyncIterator[memoryview]:
         for start in range(0, len(self._body), WRITE_SIZE):

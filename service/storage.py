@@ -10,7 +10,7 @@ Nothing is used that AWS, LocalStack, Ceph RGW, MinIO and moto do not all do.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
@@ -50,14 +50,15 @@ class S3Storage:
 
     async def put(self, bundle_id: UUID, body: memoryview, tags: Mapping[str, str]) -> None:
         """PutObject, with its tags."""
-        async with self._calls.call("PutObject", size=len(body)):
-            await self._client.put_object(
-                Bucket=self._bucket,
-                Key=self._key(bundle_id),
-                Body=Part(body),  # type: ignore[arg-type]
-                ContentType="application/octet-stream",
-                Tagging=urlencode(tags),
-            )
+        with closing(Part(body)) as part:
+            async with self._calls.call("PutObject", size=len(body)):
+                await self._client.put_object(
+                    Bucket=self._bucket,
+                    Key=self._key(bundle_id),
+                    Body=part,  # type: ignore[arg-type]
+                    ContentType="application/octet-stream",
+                    Tagging=urlencode(tags),
+                )
 
     async def create_upload(self, bundle_id: UUID) -> str:
         """CreateMultipartUpload; the UploadId.
@@ -77,15 +78,16 @@ class S3Storage:
 
     async def upload_part(self, bundle_id: UUID, upload: str, number: int, body: memoryview) -> str:
         """UploadPart; the part's ETag. Parts count from 1."""
-        async with self._calls.call("UploadPart", size=len(body)):
-            part = await self._client.upload_part(
-                Bucket=self._bucket,
-                Key=self._key(bundle_id),
-                UploadId=upload,
-                PartNumber=number,
-                Body=Part(body),  # type: ignore[arg-type]
-            )
-        return part["ETag"]
+        with closing(Part(body)) as part:
+            async with self._calls.call("UploadPart", size=len(body)):
+                sent = await self._client.upload_part(
+                    Bucket=self._bucket,
+                    Key=self._key(bundle_id),
+                    UploadId=upload,
+                    PartNumber=number,
+                    Body=part,  # type: ignore[arg-type]
+                )
+        return sent["ETag"]
 
     async def complete_upload(self, bundle_id: UUID, upload: str, etags: list[str]) -> None:
         """CompleteMultipartUpload.
@@ -176,7 +178,7 @@ class S3Storage:
             request["Range"] = f"bytes={part.start}-{part.stop - 1}"
         async with self._calls.call("GetObject", may_be_absent=True):
             got = await self._client.get_object(**request)
-        if part is not None and part_of(got) != part:
+        if part_of(got) != (range(stat(got).size) if part is None else part):
             got["Body"].close()
             raise StorageUnavailable
         return got

@@ -23,7 +23,7 @@ from collections.abc import Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, Self
 from urllib.parse import parse_qsl, urlsplit
 
@@ -97,7 +97,38 @@ class IgnoreRange:
     """Forwards the request without its `Range`, for stores that do not check its signature."""
 
 
-Action = Respond | ResetRequest | Reset | Truncate | Stall | Drip | Delay | Swallow | IgnoreRange
+@dataclass(frozen=True)
+class AddRange:
+    """Forwards the request with a `Range`, for stores that do not check its signature."""
+
+    value: str
+
+
+@dataclass(frozen=True, eq=False)
+class Withhold:
+    """Reads none of the request's body until it is `told`, then what comes; the store is not asked.
+
+    What came is `taken`, all of it once that has `ended`.
+    """
+
+    told: Event = field(default_factory=Event)
+    taken: bytearray = field(default_factory=bytearray)
+    ended: Event = field(default_factory=Event)
+
+
+Action = (
+    Respond
+    | ResetRequest
+    | Reset
+    | Truncate
+    | Stall
+    | Drip
+    | Delay
+    | Swallow
+    | IgnoreRange
+    | AddRange
+    | Withhold
+)
 
 
 @dataclass
@@ -228,6 +259,16 @@ async def _drop_request(client: _Peer, exchange: Exchange, limit: float = math.i
         exchange.received += len(event.data)
 
 
+async def _take_late(client: _Peer, action: Withhold) -> None:
+    try:
+        while not action.told.is_set():  # noqa: ASYNC110 - it is set by another thread
+            await asyncio.sleep(0.02)
+        while isinstance(event := await client.receive(), h11.Data):
+            action.taken.extend(event.data)
+    finally:
+        action.ended.set()
+
+
 async def _respond(client: _Peer, exchange: Exchange, status: int, code: str) -> None:
     body = f"<Error><Code>{code}</Code><Message>Injected.</Message></Error>".encode()
     headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
@@ -314,9 +355,13 @@ async def _forward_answer(
 
 
 class Proxy:
-    """Listens on a free loopback port while it is entered; leaves no thread and no socket."""
+    """Listens on a free loopback port while it is entered; leaves no thread and no socket.
 
-    def __init__(self, upstream_url: str) -> None:
+    The kernel keeps `ahead` bytes for it that it has not read, or as many as it sees fit.
+    """
+
+    def __init__(self, upstream_url: str, *, ahead: int | None = None) -> None:
+        self._ahead = ahead
         upstream = urlsplit(upstream_url)
         self._upstream = upstream.hostname, upstream.port or 80
         self.faults: list[Fault] = []
@@ -325,7 +370,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
 
     def __enter__(self) -> Self:
-        self._socket = _bound(0)
+        self._socket = _bound(0, self._ahead)
         self._loop = asyncio.SelectorEventLoop()
         self._thread = Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
@@ -375,7 +420,7 @@ class Proxy:
         port = self._socket.getsockname()[1]
         self._server.close()
         self._server = None
-        self._socket = _bound(port)  # Nobody else gets the port meanwhile.
+        self._socket = _bound(port, self._ahead)  # Nobody else gets the port meanwhile.
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client = _Peer(h11.SERVER, reader, writer)
@@ -418,6 +463,13 @@ class Proxy:
                 kept = [header for header in request.headers if header[0] != b"range"]
                 request = h11.Request(method=method, target=target, headers=kept)
                 await self._relay(request, client, exchange, None)
+            case AddRange(value):
+                added = [*request.headers.raw_items(), (b"Range", value.encode())]
+                request = h11.Request(method=method, target=target, headers=added)
+                await self._relay(request, client, exchange, None)
+            case Withhold():
+                await _take_late(client, action)
+                raise ConnectionResetError("injected")
             case _:
                 await self._relay(request, client, exchange, action)
         return client.h11.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}
@@ -454,9 +506,11 @@ class Proxy:
             store.reset()
 
 
-def _bound(port: int) -> socket.socket:
+def _bound(port: int, ahead: int | None) -> socket.socket:
     """A socket that holds a loopback port without listening: connecting to it is refused."""
     held = socket.socket()
+    if ahead is not None:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ahead)
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     held.bind(("127.0.0.1", port))
     return held

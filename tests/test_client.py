@@ -1,5 +1,8 @@
-"""What is said of S3's failures: once, with the cause and what to do."""
+"""What is said of S3's failures: once, with the cause and what to do; and what is read of it."""
 
+import asyncio
+
+import aiohttp
 import pytest
 from botocore.exceptions import (
     ClientError,
@@ -9,7 +12,7 @@ from botocore.exceptions import (
 )
 
 from service import client
-from service.client import Calls
+from service.client import BrokenOff, Calls
 from service.metrics import Metrics
 
 
@@ -64,3 +67,32 @@ def test_a_cause_is_said_again_after_a_while(
     Calls.failed(calls, "GetObject", refusal("SlowDown"))
     Calls.failed(calls, "GetObject", refusal("SlowDown"))
     assert len(caplog.messages) == 4
+
+
+def test_a_chunk_that_ends_late_is_not_the_end() -> None:
+    """Of a body that comes in chunks of HTTP's, whatever is read between a chunk and its end."""
+    read = [asyncio.Event(), asyncio.Event()]
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello")
+        await read[0].wait()
+        writer.write(b"\r\n5\r\nworld")
+        await read[1].wait()
+        writer.write(b"\r\n0\r\n\r\n")
+        writer.close()
+
+    async def test() -> None:
+        calls = Calls("a-bucket", Metrics())
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            host, port = server.sockets[0].getsockname()
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"http://{host}:{port}") as body,
+            ):
+                for event, words in zip(read, (b"hello", b"world"), strict=True):
+                    assert await calls.read(body) == words  # type: ignore[arg-type]
+                    event.set()
+                with pytest.raises(BrokenOff):
+                    await calls.read(body)  # type: ignore[arg-type]
+
+    asyncio.run(asyncio.wait_for(test(), 10))

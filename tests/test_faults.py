@@ -1,6 +1,7 @@
 """S3 fails, through a proxy that makes it: no false answer, no false object, nothing left."""
 
 import random
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +12,21 @@ import pytest
 
 from service import client, leftovers
 from service.bodies import RESUMPTIONS
-from tests.clients import sign, until
+from tests.clients import dial, sign, until
 from tests.conftest import SMALL_PART, Serve, Service, running_service
-from tests.proxy import Delay, Fault, IgnoreRange, Proxy, Reset, Respond, Swallow, Truncate
+from tests.proxy import (
+    CHUNK,
+    AddRange,
+    Delay,
+    Fault,
+    IgnoreRange,
+    Proxy,
+    Reset,
+    Respond,
+    Swallow,
+    Truncate,
+    Withhold,
+)
 from tests.stores import Store
 
 KEY = "a signing key"
@@ -55,48 +68,15 @@ def proxied(shared: tuple[Service, Proxy], proxy: Proxy) -> Iterator[Service]:
     service.clear()
 
 
+needs_proc = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="needs Linux's /proc")
+
+
 def operations(proxy: Proxy) -> list[str]:
     return [request.operation for request in proxy.requests]
 
 
 def nothing_left(service: Service) -> bool:
     return not service.objects() and not service.multipart_uploads()
-
-
-def test_the_fewest_requests(proxied: Service, proxy: Proxy) -> None:
-    small = proxied.upload(SMALL, sign(KEY, SMALL)["X-HMAC"])
-    assert operations(proxy) == ["PutObject"]
-    proxy.requests.clear()
-    assert proxied.fetch(small, sign(KEY, SMALL)).content == SMALL
-    assert operations(proxy) == ["GetObjectTagging", "GetObject", "PutObjectTagging"]
-    proxy.requests.clear()
-    assert proxied.fetch(small, sign(KEY, SMALL)).content == SMALL
-    assert operations(proxy) == ["GetObjectTagging", "GetObject"]
-    proxy.requests.clear()
-
-    large = proxied.upload(LARGE)
-    assert operations(proxy) == [
-        "CreateMultipartUpload",
-        *["UploadPart"] * 3,
-        "CompleteMultipartUpload",
-        "PutObjectTagging",
-    ]
-    proxy.requests.clear()
-    assert proxied.fetch(large, sign(KEY, LARGE)).content == LARGE
-    assert operations(proxy) == ["GetObjectTagging", "GetObject", "GetObject"]
-    assert proxy.requests[2].headers["if-match"].startswith('"')
-    assert not any("expect" in request.headers for request in proxy.requests)
-
-
-def test_8_mib_are_one_part(store: Store, serve: Serve) -> None:
-    """By default, that is; one byte more makes two."""
-    with Proxy(store.endpoint_url) as proxy:
-        service = serve(endpoint_url=proxy.url)
-        proxy.requests.clear()
-        service.upload(bytes(8 << 20))
-        assert operations(proxy) == ["PutObject"]
-        service.upload(bytes((8 << 20) + 1))
-        assert operations(proxy).count("UploadPart") == 2
 
 
 def test_where_the_tag_refuses_no_body_is_read(proxied: Service, proxy: Proxy) -> None:
@@ -308,7 +288,8 @@ def test_a_broken_body_is_resumed_where_it_broke(
     [first, resumed] = [r for r in proxy.requests if r.operation == "GetObject"]
     assert first.headers["if-match"] == resumed.headers["if-match"]
     assert resumed.headers["range"].endswith(f"-{7 << 20}")
-    assert resumed.headers["range"] != first.headers["range"]
+    # A reset may cost the service also what it had not read yet.
+    assert isinstance(action, Reset) or resumed.headers["range"] != first.headers["range"]
 
 
 def test_a_body_is_not_resumed_with_bytes_that_nobody_asked_for(
@@ -319,6 +300,17 @@ def test_a_body_is_not_resumed_with_bytes_that_nobody_asked_for(
     proxy.faults.append(Fault("GetObject", Truncate(3 << 20)))
     proxy.faults.append(Fault("GetObject", IgnoreRange()))
     answer = proxied.fetch(bundle_id, sign(KEY, LARGE))
+    assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+
+
+@pytest.mark.parametrize("bundle", [SMALL, LARGE], ids=["small", "large"])
+def test_a_part_that_nobody_asked_for_is_not_taken_for_the_bundle(
+    proxied: Service, proxy: Proxy, bundle: bytes
+) -> None:
+    """Its proof may hold; what is missing would be filled with what the memory held before."""
+    bundle_id = proxied.upload(bundle)
+    proxy.faults.append(Fault("GetObject", AddRange("bytes=0-499"), times=None))
+    answer = proxied.fetch(bundle_id, sign(KEY, bundle[:500]))
     assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
 
 
@@ -380,6 +372,39 @@ def test_a_part_that_s3_stops_taking_is_sent_again(
         assert answer.elapsed.total_seconds() < 20
         assert operations(proxy).count("PutObject") >= 2
         assert service.fetch(answer.text, sign(KEY, bundle)).content == bundle
+
+
+def stuck(proxy: Proxy) -> bool:
+    """Whether the kernel takes no more for it."""
+    before = unsent(proxy)
+    time.sleep(0.1)
+    return 0 < before == unsent(proxy)
+
+
+@needs_proc
+def test_what_a_lost_connection_still_sends_is_of_its_own_bundle(
+    store: Store, serve: Serve
+) -> None:
+    """Of an upload that was aborted while S3 took no more of its part; others have its memory."""
+    part = 16 << 20
+    aborted, *others = (random.Random(seed).randbytes(2 * part + 1000) for seed in range(3))
+    stalled = Withhold()
+    with Proxy(store.endpoint_url, ahead=CHUNK) as proxy:
+        service = serve(endpoint_url=proxy.url, part_size=part, memory_budget=2 * part)
+        proxy.faults.append(Fault("UploadPart", stalled))
+        with dial(service.url) as connection:
+            head = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: {len(aborted)}\r\n\r\n"
+            connection.sendall(head.encode() + aborted[: part + 1000])
+            until(lambda: "UploadPart" in operations(proxy) and stuck(proxy))
+        until(lambda: "AbortMultipartUpload" in operations(proxy))
+        stored = [(service.upload(bundle), bundle) for bundle in others]
+        stalled.told.set()
+        assert stalled.ended.wait(20)
+        assert bytes(stalled.taken) == aborted[: len(stalled.taken)]
+        for bundle_id, bundle in stored:
+            assert service.fetch(bundle_id, sign(KEY, bundle)).content == bundle
+    print(f"{len(stalled.taken)} bytes were sent late")
+    assert stalled.taken
 
 
 def test_a_bundle_deleted_between_the_two_reads(proxied: Service, proxy: Proxy) -> None:
