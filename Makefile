@@ -5,13 +5,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOCALSTACK := .venv-localstack
 INFRA := .venv-infra
+MINISTACK := .venv-ministack
 UV := uv==0.13.9
 TOOLS := 'cfn-lint>=1.58,<2' 'checkov>=3.3,<4' 'kubernetes-validate>=1.34,<2'
 
 # Compiled modules are worth keeping: the tests start many processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test stack soak bench lint format clean lock localstack infra-tools
+.PHONY: run test stack soak bench lint format clean lock localstack infra-tools ministack
 
 run: $(VENV)/ready  ## the service with an S3 of its own, in memory
 	@$(BIN)/python -m service serve --dev
@@ -27,8 +28,8 @@ stack: $(VENV)/ready $(LOCALSTACK)/ready  ## localstack.yml without Docker: two 
 soak: $(VENV)/ready  ## what takes too long for every change
 	$(BIN)/python -m pytest -m soak -s --timeout=900
 
-bench: $(VENV)/ready  ## how fast, as ratios to bare S3
-	$(BIN)/python -m tests.bench.first_byte
+bench: $(VENV)/ready $(MINISTACK)/ready  ## how near it comes to S3 itself, and a picture of it
+	$(BIN)/python -m tests.bench --save tests/bench
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check
@@ -42,6 +43,8 @@ format: $(VENV)/ready
 
 localstack: $(LOCALSTACK)/ready  ## an S3 for the tests, without Docker
 
+ministack: $(MINISTACK)/ready  ## the S3 that costs least, for the benchmark
+
 infra-tools: $(INFRA)/ready  ## what looks over CloudFormation's and Kubernetes' files
 
 lock: $(VENV)/ready  ## pin what pyproject.toml allows, newest first
@@ -51,7 +54,7 @@ lock: $(VENV)/ready  ## pin what pyproject.toml allows, newest first
 	printf '%s\n' $(TOOLS) | $(COMPILE) --output-file infra/tools.lock -
 
 clean:
-	rm -rf $(VENV) $(LOCALSTACK) $(INFRA) .coverage* .*_cache .hypothesis build dist
+	rm -rf $(VENV) $(LOCALSTACK) $(INFRA) $(MINISTACK) .coverage* .*_cache .hypothesis build dist
 
 COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
 	--generate-hashes --no-annotate --no-header --no-emit-index-url
@@ -67,6 +70,12 @@ $(VENV)/ready: tests/requirements.lock pyproject.toml
 $(LOCALSTACK)/ready: tests/localstack.lock
 	$(PYTHON) -m venv $(LOCALSTACK)
 	$(LOCALSTACK)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	@touch $@
+
+# It pins a botocore of its own.
+$(MINISTACK)/ready: tests/ministack.lock
+	$(PYTHON) -m venv $(MINISTACK)
+	$(MINISTACK)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 # checkov pins botocore and more, so it shares no environment with the service.

@@ -106,6 +106,27 @@ def localstack_python() -> Path:
 
 
 @contextmanager
+def ministack() -> Iterator[Store]:
+    """MiniStack, from the virtual environment that `make ministack` makes: it costs the least."""
+    program = TESTS.parent / ".venv-ministack" / "bin" / "ministack"
+    if not program.exists():
+        raise NotInstalled("MiniStack is not installed: run `make ministack`")
+    with _Daemons() as daemons:
+        port = free_ports(1)[0]
+        daemons.environment |= {
+            "BIND_HOST": "127.0.0.1",
+            "GATEWAY_PORT": str(port),
+            "SERVICES": "s3",
+            "IOT_MTLS_ENABLED": "0",
+            "SFTP_ENABLED": "0",
+            "LOG_LEVEL": "WARNING",
+        }
+        daemons.start(program)
+        daemons.wait_for(lambda: answers(port, "/_ministack/health"))
+        yield Store("ministack", f"http://127.0.0.1:{port}")
+
+
+@contextmanager
 def ceph(lifecycle_day_seconds: int = -1) -> Iterator[Store]:
     """Ceph's RADOS gateway on a cluster of one monitor and one OSD, in memory.
 

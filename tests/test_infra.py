@@ -75,6 +75,7 @@ def closure(asked: Iterable[str], site: Path) -> dict[str, str]:
         "infra/tools.lock",
         "tests/requirements.lock",
         "tests/localstack.lock",
+        "tests/ministack.lock",
     ],
 )
 def test_every_pin_has_hashes_and_no_lock_names_a_registry(lock: str) -> None:

@@ -1,0 +1,43 @@
+"""The benchmark, in small: that it still measures, and draws."""
+
+from xml.etree import ElementTree as ET
+
+import uvloop
+
+from tests.bench import __main__ as bench
+from tests.bench import report
+from tests.bench.work import Work
+from tests.stores import Store
+
+ROUNDS = 1
+
+
+def test_a_far_store_is_compared_on_every_way_and_drawn(store: Store) -> None:
+    """With a part more than one, so that the service makes several calls for a transfer."""
+    works = [
+        Work("upload", 9 << 20, 1, most=1),
+        Work("first download", 4096, 1, most=1),
+        Work("range", 4096, 2, most=1),
+    ]
+    with bench.services(store, bench.DELAY) as ([service], bucket):
+        results = uvloop.run(bench.compare(works, service, bucket, ROUNDS))
+    calls = [result["s3_requests"] for result in results]
+    assert calls == [5, 3, 3]
+    for result in results:
+        assert result["ways"]["through"]["p50"] > bench.DELAY * 1000
+        assert result["ratio"]["same calls"]["low"] > 0
+        assert result["service_cpu"]["ms_per_transfer"] > 0
+        assert result["work"] in report.line(result)
+    drawn = ET.fromstring(report.picture({"far": results}))
+    assert len(drawn.findall("{*}circle[@class='direct']")) == len(results)
+
+
+def test_replicas_and_memory_are_measured(store: Store) -> None:
+    with bench.services(store, 0, count=2) as (replicas, bucket):
+        crowd = uvloop.run(bench.crowd(replicas[0], bucket, uploads=2, size=6 << 20))
+        [result] = uvloop.run(
+            bench.scale(replicas, bucket, ROUNDS, works=[Work("download", 4096, 2, most=1)])
+        )
+    assert crowd["before_mib"] < crowd["peak_mib"] < crowd["before_mib"] + 64
+    assert list(result["mib_per_s"]) == [1, 2]
+    assert all(result["mib_per_s"].values())
