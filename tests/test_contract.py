@@ -101,42 +101,6 @@ def proxy(store: Store) -> Iterator[Proxy]:
         yield running
 
 
-def requests(proxy: Proxy) -> list[tuple[str, int]]:
-    """The operations since the last time, each with how many bytes of it were read."""
-    made = [(request.operation, request.sent) for request in proxy.requests]
-    proxy.requests.clear()
-    return made
-
-
-def test_what_is_read_of_s3(store: Store, proxy: Proxy, serve: Serve) -> None:
-    """Twice without a receipt, then once; where the tags refuse, or a range is wanted, not all."""
-    service = serve(endpoint_url=proxy.url, part_size=PART)
-    bundle = content(2 * PART)
-    proof = sign(KEY, bundle)
-    bundle_id = service.upload(bundle, proof["X-HMAC"])
-    proxy.requests.clear()
-
-    assert service.fetch(bundle_id, proof).content == bundle
-    operations = [name for name, _ in requests(proxy)]
-    assert sorted(operations) == sorted(
-        ["GetObjectTagging", "GetObject", "GetObject", "PutObjectTagging"]
-    )
-    assert service.fetch(bundle_id, proof).content == bundle
-    assert [name for name, _ in requests(proxy)] == ["GetObjectTagging", "GetObject"]
-
-    wrong = {**proof, "X-SIGNING-KEY": "another", "Range": "bytes=0-9"}
-    refused = service.fetch(bundle_id, wrong)
-    assert code(refused) == (401, "invalid_hmac")
-    assert "Content-Range" not in refused.headers
-    assert [name for name, _ in requests(proxy)] == ["GetObjectTagging"]
-
-    part = service.fetch(bundle_id, {**proof, "Range": "bytes=5-9"})
-    assert part.content == bundle[5:10]
-    made = requests(proxy)
-    assert [name for name, _ in made] == ["GetObjectTagging", "HeadObject", "GetObject"]
-    assert made[-1][1] == 5
-
-
 def test_a_receipt_that_cannot_be_kept_costs_nothing_else(
     store: Store, proxy: Proxy, serve: Serve
 ) -> None:
