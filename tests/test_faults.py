@@ -191,22 +191,26 @@ def test_an_upload_that_is_gone_before_it_is_aborted(proxied: Service, proxy: Pr
 
 
 def test_what_cannot_be_undone_is_undone_as_soon_as_it_can_be(
-    proxied: Service,
+    serve: Serve,
     proxy: Proxy,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """However often S3 refuses; of that it says a word at the start, and none at each try."""
+    """However often S3 refuses; of that it says a word at the start, and none at each try.
+
+    The service is one that has nothing left to remove from before, and has not said so yet.
+    """
+    service = serve(endpoint_url=proxy.url, part_size=PART)
     monkeypatch.setattr(leftovers, "LONGEST_PAUSE", leftovers.FIRST_PAUSE)
     asked = Fault("ListMultipartUploads", REFUSED, times=None)
     proxy.faults += [asked, Fault("DeleteObject", REFUSED, times=None)]
     proxy.faults.append(Fault("PutObjectTagging", REFUSED, times=2))
     for _ in range(2):
-        assert proxied.http.post("/upload", content=LARGE).status_code == 503
+        assert service.http.post("/upload", content=LARGE).status_code == 503
     until(lambda: asked.struck >= 5)
-    assert len(proxied.objects()) == 2
+    assert len(service.objects()) == 2
     proxy.faults.clear()
-    until(lambda: nothing_left(proxied))
+    until(lambda: nothing_left(service))
     assert caplog.text.count("it is asked until it does") == 1
 
 
