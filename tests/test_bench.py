@@ -19,25 +19,25 @@ def test_a_far_store_is_compared_on_every_way_and_drawn(store: Store) -> None:
         Work("first download", 4096, 1, most=1),
         Work("range", 4096, 2, most=1),
     ]
-    with bench.services(store, bench.DELAY) as ([service], bucket):
-        results = uvloop.run(bench.compare(works, service, bucket, ROUNDS))
+    with bench.setup(store, bench.DELAY) as at:
+        results = uvloop.run(bench.compare(works, at, ROUNDS))
     calls = [result["s3_requests"] for result in results]
     assert calls == [5, 3, 3]
     for result in results:
         assert result["ways"]["through"]["p50"] > bench.DELAY * 1000
-        assert result["ratio"]["same calls"]["low"] > 0
+        assert all(ratio["low"] > 0 for ratio in result["ratio"].values())
         assert result["service_cpu"]["ms_per_transfer"] > 0
         assert result["work"] in report.line(result)
     drawn = ET.fromstring(report.picture({"far": results}))
-    assert len(drawn.findall("{*}circle[@class='direct']")) == len(results)
+    for way in ("through", "same", "relayed"):
+        marks = drawn.findall(f"{{*}}circle[@class='{way}']")
+        assert len(marks) == len(works[:2]) + 1, "one a row, and one that says what it is"
 
 
 def test_replicas_and_memory_are_measured(store: Store) -> None:
-    with bench.services(store, 0, count=2) as (replicas, bucket):
-        crowd = uvloop.run(bench.crowd(replicas[0], bucket, uploads=2, size=6 << 20))
-        [result] = uvloop.run(
-            bench.scale(replicas, bucket, ROUNDS, works=[Work("download", 4096, 2, most=1)])
-        )
+    with bench.setup(store, 0, count=2) as at:
+        crowd = uvloop.run(bench.crowd(at, uploads=2, size=6 << 20))
+        [result] = uvloop.run(bench.scale(at, ROUNDS, works=[Work("download", 4096, 2, most=1)]))
     assert crowd["before_mib"] < crowd["peak_mib"] < crowd["before_mib"] + 64
     assert list(result["mib_per_s"]) == [1, 2]
     assert all(result["mib_per_s"].values())

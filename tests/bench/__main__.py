@@ -6,6 +6,7 @@ import re
 import statistics
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, get_args
@@ -26,14 +27,17 @@ from tests.stores import Store
 DELAY = 0.02
 """Seconds to a store that is as far away as S3 is."""
 
+CROWD = 64
+"""At a time, at most."""
+
 SIZES = (4 * KIB, 128 * KIB, 1 * MIB, 12 * MIB, 100 * MIB)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 BOTH_WAYS: tuple[Kind, ...] = ("upload", "first download", "download")
 
 NEAR = [
     Work(kind, size, at_a_time)
-    for at_a_time in (1, 16, 64)
-    for kind in KINDS
+    for at_a_time in (1, 16, CROWD)
+    for kind in (KINDS if at_a_time < CROWD else BOTH_WAYS)
     for size in SIZES
     if size * at_a_time <= 192 * MIB
 ]
@@ -41,25 +45,31 @@ FAR = [
     *(Work(kind, size, 1) for kind in BOTH_WAYS for size in SIZES),
     *(Work(kind, size, 16) for kind in BOTH_WAYS for size in (1 * MIB, 12 * MIB)),
 ]
-SCALED = [Work("upload", 1 * MIB, 64), Work("download", 1 * MIB, 64)]
+SCALED = [Work("upload", 1 * MIB, CROWD), Work("download", 1 * MIB, CROWD)]
 REPLICAS = (1, 2, 4)
 
 
+@dataclass(frozen=True)
+class Setup:
+    """Replicas in front of a new bucket of a store, and the URL at which all find that."""
+
+    services: Sequence[Service]
+    bucket: str
+    url: str
+
+
 @contextmanager
-def services(store: Store, delay: float, count: int = 1) -> Iterator[tuple[list[Service], str]]:
-    """Replicas in front of a new bucket of a store; what is direct goes the same way to it."""
-    bucket = f"bench-{uuid4()}"
+def setup(store: Store, delay: float, count: int = 1) -> Iterator[Setup]:
+    """What is direct goes the same way to the store as the services do."""
+    bucket, url = f"bench-{uuid4()}", store.endpoint_url
     with ExitStack() as stack:
-        url = stack.enter_context(parties.delayed(store, delay)) if delay else None
+        if delay:
+            url = stack.enter_context(parties.delayed(url, delay))
         variables = stack.enter_context(aws_environment(store, url))
         asyncio.run(make_bucket(bucket))
-        yield (
-            [
-                stack.enter_context(parties.service({**variables, "HISTORY_BUCKET": bucket}))
-                for _ in range(count)
-            ],
-            bucket,
-        )
+        variables["HISTORY_BUCKET"] = bucket
+        services = [stack.enter_context(parties.service(variables)) for _ in range(count)]
+        yield Setup(services, bucket, url)
 
 
 async def make_bucket(bucket: str) -> None:
@@ -78,12 +88,21 @@ async def through(services: Sequence[Service]) -> AsyncIterator[list[Through]]:
         yield [Through(await stack.enter_async_context(session)) for session in sessions]
 
 
-async def compare(
-    works: Sequence[Work], service: Service, bucket: str, rounds: int
-) -> list[dict[str, Any]]:
-    """Every work on all three ways."""
-    async with parties.bare() as s3, through([service]) as [way]:
-        bench = Bench(service, Direct(s3, bucket), SameCalls(s3, bucket), way)
+async def compare(works: Sequence[Work], at: Setup, rounds: int) -> list[dict[str, Any]]:
+    """Every work on all ways, through one replica."""
+    [service] = at.services
+    async with AsyncExitStack() as stack:
+        relay = stack.enter_context(parties.delayed(at.url, 0))
+        s3 = await stack.enter_async_context(parties.bare())
+        behind = await stack.enter_async_context(parties.bare(relay))
+        [way] = await stack.enter_async_context(through([service]))
+        bench = Bench(
+            service,
+            Direct(s3, at.bucket),
+            SameCalls(s3, at.bucket),
+            SameCalls(behind, at.bucket),
+            way,
+        )
         results = []
         with tqdm(works, unit="work", disable=None) as progress:
             for work in progress:
@@ -93,14 +112,12 @@ async def compare(
         return results
 
 
-async def scale(
-    services: Sequence[Service], bucket: str, rounds: int, works: Sequence[Work] = SCALED
-) -> list[dict[str, Any]]:
+async def scale(at: Setup, rounds: int, works: Sequence[Work] = SCALED) -> list[dict[str, Any]]:
     """MiB/s through one replica and through several, by turns."""
     results = []
-    counts = [count for count in REPLICAS if count <= len(services)]
-    async with parties.bare() as s3, through(services) as ways:
-        direct = Direct(s3, bucket)
+    counts = [count for count in REPLICAS if count <= len(at.services)]
+    async with parties.bare() as s3, through(at.services) as ways:
+        direct = Direct(s3, at.bucket)
         for work in works:
             bundle = await stored(work, ways[0])
             speeds: dict[int, list[float]] = {count: [] for count in counts}
@@ -117,11 +134,9 @@ async def scale(
     return results
 
 
-async def crowd(
-    service: Service, bucket: str, *, uploads: int = 64, size: int = 100 * MIB
-) -> dict[str, Any]:
+async def crowd(at: Setup, *, uploads: int = CROWD, size: int = 100 * MIB) -> dict[str, Any]:
     """The memory that uploads at once of the largest size take; who is refused comes again."""
-    bundle = Bundle(bytes(size))
+    service, bundle = at.services[0], Bundle(bytes(size))
     refused = 0
 
     async def upload() -> None:
@@ -138,7 +153,7 @@ async def crowd(
         await direct.delete([way.made.pop()])
 
     async with parties.bare() as s3, through([service]) as [way]:
-        direct = Direct(s3, bucket)
+        direct = Direct(s3, at.bucket)
         before = service.peak
         await together(uploads, [upload] * uploads)
     return {
@@ -155,15 +170,15 @@ def measure(parts: Sequence[str], only: str, rounds: int, store: Store) -> dict[
         if part in parts:
             chosen = [work for work in works if re.search(only, str(work))]
             click.echo(report.title(part))
-            with services(store, delay) as ([service], bucket):
-                found[part] = uvloop.run(compare(chosen, service, bucket, rounds))
+            with setup(store, delay) as at:
+                found[part] = uvloop.run(compare(chosen, at, rounds))
     if "scaling" in parts:
-        with services(store, DELAY, max(REPLICAS)) as (replicas, bucket):
-            found["scaling"] = uvloop.run(scale(replicas, bucket, rounds))
+        with setup(store, DELAY, max(REPLICAS)) as at:
+            found["scaling"] = uvloop.run(scale(at, rounds))
         click.echo(report.scaling(found["scaling"]))
     if "memory" in parts:
-        with services(store, 0) as ([service], bucket):
-            found["memory"] = uvloop.run(crowd(service, bucket))
+        with setup(store, 0) as at:
+            found["memory"] = uvloop.run(crowd(at))
         click.echo(report.memory(found["memory"]))
     return found
 

@@ -3,7 +3,8 @@
     python -m tests.bench.delay http://127.0.0.1:4566 0.02
 
 It prints its URL, and runs until its standard input ends. Bytes pass as they are and in any number
-at a time, as on a long wire, which costs the machine less than any proxy that knows HTTP.
+at a time, as on a long wire, which costs the machine less than any proxy that knows HTTP; with no
+delay at all, it is a mere relay.
 """
 
 import asyncio

@@ -35,9 +35,9 @@ def store() -> Iterator[Store]:
 
 
 @contextmanager
-def delayed(store: Store, seconds: float) -> Iterator[str]:
-    """The URL of a store that is so many seconds further away."""
-    command = [sys.executable, "-m", "tests.bench.delay", store.endpoint_url, str(seconds)]
+def delayed(url: str, seconds: float) -> Iterator[str]:
+    """A URL that leads to another one and is so many seconds further away."""
+    command = [sys.executable, "-m", "tests.bench.delay", url, str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True) as it:
         assert it.stdout is not None
         try:
@@ -47,10 +47,10 @@ def delayed(store: Store, seconds: float) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def bare() -> AsyncIterator[Any]:
+async def bare(url: str | None = None) -> AsyncIterator[Any]:
     """aioboto3's own client, with no more of the service's than its settings."""
     config = AioConfig(**SETTINGS, max_pool_connections=CONNECTIONS)
-    async with aioboto3.Session().client("s3", config=config) as client:
+    async with aioboto3.Session().client("s3", config=config, endpoint_url=url) as client:
         client.meta.events.unregister("before-call.s3", add_expect_header)
         yield client
 

@@ -1,4 +1,8 @@
-"""The two ways to a store: straight to it, and through the service. The same client goes both."""
+"""The ways to a store: straight to it, and through the service. The same client goes all of them.
+
+The calls that the service makes are made without it, too: by the client itself, and by the client
+through a relay that only passes bytes on, which is the least that anything in between can cost.
+"""
 
 import time
 from collections.abc import AsyncIterable, Sequence

@@ -72,19 +72,31 @@ class Round:
     service_cpu: float
     s3_requests: int
 
-    def ratio(self, to: str) -> float:
-        """Of throughput through the service to that of another way."""
-        return self.batches[to].seconds / self.batches["through"].seconds
+    def ratio(self, of: str, to: str) -> float:
+        """Of throughput on one way to that on another."""
+        return self.batches[to].seconds / self.batches[of].seconds
 
 
 class Bench:
     """One store, a service, and the ways to the store."""
 
-    def __init__(self, service: Service, direct: Direct, same: SameCalls, through: Through) -> None:
+    def __init__(
+        self,
+        service: Service,
+        direct: Direct,
+        same: SameCalls,
+        relayed: SameCalls,
+        through: Through,
+    ) -> None:
         self._service = service
         self._direct = direct
         self._through = through
-        self._ways: dict[str, Way] = {"direct": direct, "same calls": same, "through": through}
+        self._ways: dict[str, Way] = {
+            "direct": direct,
+            "same calls": same,
+            "relayed": relayed,
+            "through": through,
+        }
 
     async def measure(self, work: Work, rounds: int) -> dict[str, Any]:
         """A summary of `rounds`, after one to warm up; each begins with another way."""
@@ -150,7 +162,7 @@ async def together(
 
 def summary(work: Work, rounds: Sequence[Round]) -> dict[str, Any]:
     """The medians of rounds: times in milliseconds, throughput in MiB/s."""
-    others = ("direct", "same calls")
+    others = [name for name in rounds[0].batches if name != "through"]
     cpu = statistics.median(it.service_cpu for it in rounds) / work.count
     return {
         "work": str(work),
@@ -158,10 +170,8 @@ def summary(work: Work, rounds: Sequence[Round]) -> dict[str, Any]:
         "size": work.size,
         "at_a_time": work.at_a_time,
         "transfers": work.count * len(rounds),
-        "ratio": {name: _spread([it.ratio(name) for it in rounds]) for name in others},
-        "ways": {
-            name: _way(work, [it.batches[name] for it in rounds]) for name in rounds[0].batches
-        },
+        "ratio": {name: _spread([it.ratio("through", name) for it in rounds]) for name in others},
+        "ways": {name: _way(work, name, rounds) for name in rounds[0].batches},
         "service_cpu": {
             "ms_per_transfer": round(cpu * 1000, 2),
             "s_per_gib": round(cpu * GIB / work.moved, 2),
@@ -181,12 +191,14 @@ def _spread(ratios: Sequence[float]) -> dict[str, float]:
     }
 
 
-def _way(work: Work, batches: Sequence[Batch]) -> dict[str, float]:
+def _way(work: Work, name: str, rounds: Sequence[Round]) -> dict[str, float]:
+    batches = [it.batches[name] for it in rounds]
     seconds = statistics.median(batch.seconds for batch in batches)
     timings = [timing for batch in batches for timing in batch.timings]
     whole = sorted(timing.whole * 1000 for timing in timings)
     return {
         "mib_per_s": round(work.count * work.moved / MIB / seconds, 1),
+        "of_direct": _spread([it.ratio(name, "direct") for it in rounds])["median"],
         "p50": round(statistics.median(whole), 2),
         "p99": round(whole[len(whole) * 99 // 100], 2),
         "first_byte": round(statistics.median(it.first_byte * 1000 for it in timings), 2),
