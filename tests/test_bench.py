@@ -1,5 +1,7 @@
 """The benchmark, in small: that it still measures, and draws."""
 
+import json
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import uvloop
@@ -41,3 +43,10 @@ def test_replicas_and_memory_are_measured(store: Store) -> None:
     assert crowd["before_mib"] < crowd["peak_mib"] < crowd["before_mib"] + 64
     assert list(result["mib_per_s"]) == [1, 2]
     assert all(result["mib_per_s"].values())
+
+
+def test_the_picture_is_of_the_results() -> None:
+    """Both are kept; who changes how it is drawn draws it anew."""
+    kept = Path(bench.__file__).parent
+    drawn = report.picture(json.loads((kept / "results.json").read_text()))
+    assert (kept / "results.svg").read_text() == drawn, "run `make bench`"

@@ -96,6 +96,9 @@ def picture(found: Mapping[str, Any]) -> str:
         f'<text class="dim" x="{_x(tick / 10)}" y="14" text-anchor="middle">{tick / 10:g}</text>'
         for tick in (0, 2, 4, 6, 8, 10, 12)
     ]
+    scale = "throughput, to that of one PutObject or GetObject straight to S3"
+    rows.append(f'<text class="dim" x="{LEFT}" y="{y - 4}">{scale}</text>')
+    y += ROW
     for mark, words in (
         ("through", "the service (and its rounds, from the slowest to the fastest)"),
         ("same", "its calls to S3 made without it, one after the other"),
