@@ -241,7 +241,8 @@ def test_what_one_replica_took_the_other_has_at_once(running: Stack, bundles: in
 class Load:
     """Clients that upload, fetch in every way, and delete, and note whatever went wrong.
 
-    What failed they try once more. Each has an address of its own, as nginx has limits for each.
+    What failed they try once more, when they are told to. Each has an address of its own, as nginx
+    has limits for each.
     """
 
     url: str
@@ -300,6 +301,8 @@ class Load:
             if answer.status_code in good:
                 return answer
             self.errors[request_id] = f"{method}: {answer.status_code} {answer.text[:200]}"
+            # At once, a POST may meet what nginx still keeps open to a replica that was killed.
+            time.sleep(float(answer.headers.get("Retry-After", 0)))
         self.hopeless.append(self.errors[request_id])
         return None
 
