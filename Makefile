@@ -7,79 +7,107 @@ LOCALSTACK := .venv-localstack
 INFRA := .venv-infra
 MINISTACK := .venv-ministack
 UV := uv==0.13.9
-TOOLS := 'cfn-lint>=1.58,<2' 'checkov>=3.3,<4' 'kubernetes-validate>=1.34,<2'
 
-# Compiled modules are worth keeping: the tests start many processes.
+# Coverage doubles the time of the tests before Python 3.14, so only CI measures it.
+COVERAGE := $(if $(filter true,$(CI)),--cov --cov-report=)
+
+# Python keeps compiled modules: the tests start many processes.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test stack soak bench lint format clean lock localstack infra-tools ministack
 
-run: $(VENV)/ready  ## the service with an S3 of its own, in memory
+run: $(VENV)/dev-ready  ## the service with an embedded S3 store, in memory
 	@$(BIN)/python -m service serve --dev
 
-test: $(VENV)/ready lint  ## what CI runs
-	$(BIN)/coverage erase
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup --cov --cov-report=
-	$(BIN)/coverage report
+test: $(VENV)/test-ready lint  ## what CI runs
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup $(COVERAGE)
+	$(if $(COVERAGE),$(BIN)/coverage report)
 
-stack: $(VENV)/ready $(LOCALSTACK)/ready  ## localstack.yml without Docker: two replicas behind nginx
+stack: $(VENV)/test-ready $(LOCALSTACK)/ready  ## localstack.yml without Docker: two replicas behind nginx
 	@$(BIN)/python -m tests.stack
 
-soak: $(VENV)/ready  ## what takes too long for every change
+soak: $(VENV)/test-ready  ## the tests that take minutes
 	$(BIN)/python -m pytest -m soak -s --timeout=900
 
-bench: $(VENV)/ready $(MINISTACK)/ready  ## how near it comes to S3 itself, and a picture of it
+bench: $(VENV)/test-ready $(MINISTACK)/ready  ## how near the service comes to S3 itself, with a plot
 	$(BIN)/python -m tests.bench --save tests/bench
 
-lint: $(VENV)/ready
+lint: $(VENV)/test-ready
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-format: $(VENV)/ready
+format: $(VENV)/test-ready
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-localstack: $(LOCALSTACK)/ready  ## an S3 for the tests, without Docker
+localstack: $(LOCALSTACK)/ready  ## LocalStack's S3 for the tests, without Docker
 
-ministack: $(MINISTACK)/ready  ## the S3 that costs least, for the benchmark
+ministack: $(MINISTACK)/ready  ## MiniStack, the S3 store that the benchmark uses
 
-infra-tools: $(INFRA)/ready  ## what looks over CloudFormation's and Kubernetes' files
-
-lock: $(VENV)/ready  ## pin what pyproject.toml allows, newest first
-	$(BIN)/pip install --quiet $(UV)
-	$(COMPILE) --output-file infra/requirements.lock pyproject.toml
-	$(COMPILE) --extra test --output-file tests/requirements.lock pyproject.toml
-	printf '%s\n' $(TOOLS) | $(COMPILE) --output-file infra/tools.lock -
+infra-tools: $(INFRA)/ready  ## linters for the CloudFormation and Kubernetes files
 
 clean:
 	rm -rf $(VENV) $(LOCALSTACK) $(INFRA) $(MINISTACK) .coverage* .*_cache .hypothesis build dist
 
-COMPILE := $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
-	--generate-hashes --no-annotate --no-header --no-emit-index-url
+# --- Installation -------------------------------------------------------------------------------
+# Every file in requirements/ lists all packages with their hashes, so pip installs them without
+# resolving anything. The result depends neither on the date nor on the version of pip: a resolver
+# can reject a complete lock, or prefer a newer release. `pip check` then compares what is installed
+# with what the packages ask for.
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r
 
-$(VENV)/ready: tests/requirements.lock pyproject.toml
+define install_lock  # $(1): the virtual environment, $(2): its lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo 'Python 3.11 or newer is needed: make PYTHON=python3.13 …' >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r tests/requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+		{ echo 'Python 3.11 or newer is required: make PYTHON=python3.13 …' >&2; exit 1; }
+	@# A usable environment that somebody else made is kept, with the pip that it has.
+	@test ! -e $(1)/ready && test ! -e $(1)/dev-ready && $(1)/bin/python -c 'import pip, sys; \
+		sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(1)
+	@echo 'Installing $(2) into $(1) …'
+	@$(1)/bin/python $(PIP_INSTALL) $(2)
+endef
+
+define check_installed  # $(1): the virtual environment
+	@output=$$($(1)/bin/python -m pip check --disable-pip-version-check) || \
+		{ echo "$$output" >&2; exit 1; }
+endef
+
+# A change of either lock makes a new environment: packages that are no longer listed must go.
+$(VENV)/dev-ready: requirements/dev.txt requirements/test.txt pyproject.toml
+	$(call install_lock,$(VENV),requirements/dev.txt)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+		--editable .
+	$(call check_installed,$(VENV))
 	@touch $@
 
-$(LOCALSTACK)/ready: tests/localstack.lock
-	$(PYTHON) -m venv $(LOCALSTACK)
-	$(LOCALSTACK)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+$(VENV)/test-ready: $(VENV)/dev-ready
+	@echo 'Installing requirements/test.txt into $(VENV) …'
+	@$(BIN)/python $(PIP_INSTALL) requirements/test.txt
+	$(call check_installed,$(VENV))
 	@touch $@
 
-# It pins a botocore of its own.
-$(MINISTACK)/ready: tests/ministack.lock
-	$(PYTHON) -m venv $(MINISTACK)
-	$(MINISTACK)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
+# These three pin a botocore of their own, so they share no environment with the service.
+$(LOCALSTACK)/ready: requirements/localstack.txt
+$(INFRA)/ready: requirements/infra-tools.txt
+$(MINISTACK)/ready: requirements/ministack.txt
+$(LOCALSTACK)/ready $(INFRA)/ready $(MINISTACK)/ready:
+	$(call install_lock,$(@D),$<)
+	$(call check_installed,$(@D))
 	@touch $@
 
-# checkov pins botocore and more, so it shares no environment with the service.
-$(INFRA)/ready: infra/tools.lock
-	$(PYTHON) -m venv $(INFRA)
-	$(INFRA)/bin/pip install --quiet --disable-pip-version-check --require-hashes -r $<
-	@touch $@
+# --- Locks --------------------------------------------------------------------------------------
+COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-strip-extras \
+	--generate-hashes --no-annotate --no-header --no-emit-index-url
+AS_TESTED := --constraint requirements/test.txt
+
+lock: $(VENV)/dev-ready  ## pin the newest versions that pyproject.toml permits
+	$(BIN)/pip install --quiet --disable-pip-version-check $(UV)
+	$(COMPILE) --upgrade --extra test --output-file requirements/test.txt pyproject.toml
+	$(COMPILE) --upgrade $(AS_TESTED) --output-file requirements/service.txt pyproject.toml
+	$(COMPILE) --upgrade $(AS_TESTED) --extra dev --output-file requirements/dev.txt pyproject.toml
+	$(COMPILE) --upgrade $(AS_TESTED) --output-file examples/requirements.txt examples/requirements.in
+	$(COMPILE) --upgrade --output-file requirements/infra-tools.txt requirements/infra-tools.in
+	$(COMPILE) --output-file requirements/ministack.txt requirements/ministack.in
+	$(COMPILE) --exclude-newer 2025-10-10 --output-file requirements/localstack.txt \
+		requirements/localstack.in

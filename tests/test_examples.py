@@ -19,7 +19,6 @@ import sys
 import termios
 import threading
 import time
-import tomllib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -715,12 +714,6 @@ def test_help_and_usage(desk: Desk, script: str) -> None:
     misused = desk.run(Call(script, ("one", "two")))
     assert misused.status == 2
     assert misused.err.startswith("usage: ")
-
-
-def test_requirements_are_those_of_the_package() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements = (EXAMPLES / "requirements.txt").read_text().splitlines()
-    assert requirements == project["optional-dependencies"]["examples"]
 
 
 def test_the_made_up_messages() -> None:

@@ -70,16 +70,40 @@ MUTATIONS = [
         "dashboards::test_every_alert_has_its_section_in_the_runbook",
     ),
     Mutation(
-        "infra/requirements.lock",
+        "requirements/service.txt",
         "\nbotocore==",
         "\n# botocore==",
-        "infra::test_the_image_installs_what_the_service_needs_and_no_more",
+        "install::test_a_lock_holds_what_was_asked_for_and_nothing_else",
     ),
     Mutation(
-        "infra/tools.lock",
+        "requirements/infra-tools.txt",
         "\njsonschema==",
         "\n# jsonschema==",
-        "infra::test_the_tools_are_those_that_are_pinned",
+        "install::test_a_lock_holds_what_was_asked_for_and_nothing_else",
+    ),
+    Mutation(
+        "requirements/dev.txt",
+        "\nwerkzeug==",
+        "\n# werkzeug==",
+        "install::test_a_lock_holds_what_was_asked_for_and_nothing_else",
+    ),
+    Mutation(
+        "requirements/test.txt",
+        "\niniconfig==",
+        "\n# iniconfig==",
+        "install::test_a_lock_holds_what_was_asked_for_and_nothing_else",
+    ),
+    Mutation(
+        "requirements/localstack.txt",
+        "\ndill==",
+        "\n# dill==",
+        "install::test_a_lock_holds_what_was_asked_for_and_nothing_else",
+    ),
+    Mutation(
+        "requirements/ministack.txt",
+        "\ndefusedxml==",
+        "\n# defusedxml==",
+        "install::test_a_lock_holds_what_was_asked_for_and_nothing_else",
     ),
     # -- AWS
     Mutation(
@@ -294,7 +318,8 @@ MUTATIONS = [
 
 def test_every_file_is_broken_once() -> None:
     """At a place that is there, and for a test that is."""
-    there = {*checkout.files("infra"), Path("localstack.yml"), Path(".dockerignore")}
+    locks = {path for path in checkout.files("requirements") if path.suffix == ".txt"}
+    there = {*checkout.files("infra"), *locks, Path("localstack.yml"), Path(".dockerignore")}
     assert {Path(one.file) for one in MUTATIONS} == there
     for one in MUTATIONS:
         assert (ROOT / one.file).read_text().count(one.right) == 1, one

@@ -16,8 +16,8 @@ from service.problems import STATUS
 from service.settings import Settings, load
 from tests import checkout, stores
 from tests.conftest import STORES
+from tests.locks import pinned_here
 from tests.test_cli import clean_environment, serving
-from tests.test_infra import wanted_here
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -109,8 +109,8 @@ def test_every_store_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = re.findall(r"^\| `(\w+)` \| .* ([\d.]+) \| (.*) \|$", table, re.MULTILINE)
     assert tuple(name for name, _, _ in rows) == STORES
     versions = {name: version for name, version, _ in rows}
-    assert wanted_here("tests/localstack.lock")["localstack-core"] == versions["localstack"]
-    assert wanted_here("tests/requirements.lock")["moto"].startswith(versions["moto"])
+    assert pinned_here("requirements/localstack.txt")["localstack-core"] == versions["localstack"]
+    assert pinned_here("requirements/test.txt")["moto"].startswith(versions["moto"])
     [ceph] = (command for name, _, command in rows if name == "ceph")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(stores.NotInstalled, match=ceph.strip("`")), stores.ceph():

@@ -25,10 +25,10 @@ from service.settings import Settings
 from tests import stack, stores
 from tests.clients import sign, until
 from tests.conftest import installed
+from tests.locks import pinned_here
 from tests.stack import ROOT, Replica, Stack
 from tests.stores import Store
 from tests.test_cli import clean_environment
-from tests.test_infra import wanted_here
 
 MIB = 1 << 20
 KEY = "a signing key"
@@ -57,7 +57,7 @@ def test_it_is_a_compose_file() -> None:
 
 def test_its_services_are_what_is_here(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    version = wanted_here("tests/localstack.lock")["localstack-core"]
+    version = pinned_here("requirements/localstack.txt")["localstack-core"]
     assert services["localstack"]["image"] == f"localstack/localstack:{version}"
     for name in ("init-bucket", "history-1", "history-2"):
         variables = {it for it in services[name]["environment"] if it.startswith("HISTORY_")}
