@@ -11,7 +11,7 @@ from uuid import UUID
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from service import __version__, forms, metrics, pages, trace
@@ -138,14 +138,24 @@ async def discard(request: Request[State]) -> Response:
     return Response(status_code=204)
 
 
+class ExactRoute(Route):
+    """A route that matches nothing behind its path.
+
+    Starlette's pattern ends with `$`, which also matches before a final newline.
+    """
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        return (Match.NONE, {}) if scope["path"].endswith("\n") else super().matches(scope)
+
+
 ROUTES = [
-    Route("/", index),
-    Route("/healthz", alive),
-    Route("/readyz", ready),
-    Route("/metrics", measured),
-    Route("/openapi.json", contract),
-    Route("/upload", upload, methods=["POST"]),
-    Route("/files/{bundle_id}", file, methods=["GET", "DELETE"]),
+    ExactRoute("/", index),
+    ExactRoute("/healthz", alive),
+    ExactRoute("/readyz", ready),
+    ExactRoute("/metrics", measured),
+    ExactRoute("/openapi.json", contract),
+    ExactRoute("/upload", upload, methods=["POST"]),
+    ExactRoute("/files/{bundle_id}", file, methods=["GET", "DELETE"]),
 ]
 
 

@@ -5,7 +5,7 @@ import re
 import time
 from collections.abc import Sequence
 from http import HTTPStatus
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import BaseRoute, Match, Route
@@ -18,7 +18,10 @@ from service.trace import Trace
 METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 """Those that the contract knows; others are counted as one."""
 
-_ID = "([0-9A-Fa-f]{8})[0-9A-Fa-f-]{24,}"
+_ID = re.compile("([0-9A-Fa-f-]{8})[0-9A-Fa-f-]{24,}")
+"""A bundle's id, or what may hold one. It matches in linear time."""
+
+_FILES = "/files/"
 
 _log = logging.getLogger(__name__)
 
@@ -119,12 +122,18 @@ def _request_id(scope: Scope) -> str:
 
 
 def _bundle(path: str) -> str | None:
-    """The beginning of the id in a path."""
-    found = re.search(rf"/files/.*?{_ID}", path)
-    return found and found[1].lower()
+    """Return the first 8 digits of the id in `/files/{id}`, in whatever spelling `UUID` accepts."""
+    if not path.startswith(_FILES):
+        return None
+    try:
+        return UUID(path.removeprefix(_FILES)).hex[:8]
+    except ValueError:
+        return None
 
 
 def _shortened(path: str) -> str:
-    """A path fit for a log: no control characters, and of an id no more than 8."""
+    """Return a path fit for a log: no control characters, at most 8 digits of an id."""
+    if bundle := _bundle(path):
+        return f"{_FILES}{bundle}…"
     printable = path.encode("unicode_escape").decode()
-    return re.sub(_ID, r"\1…", printable)[:80]
+    return _ID.sub(r"\1…", printable)[:80]

@@ -43,10 +43,17 @@ def configure(form: Format, level: str) -> None:
 
 
 def _is_an_error(record: logging.LogRecord) -> bool:
-    """Not a bundle that is cut short on purpose, nor what is cancelled when the process ends."""
-    cut = record.msg == "ASGI callable returned without completing response."
+    """Drop what uvicorn logs of expected events.
+
+    That is a bundle that is cut short on purpose, a request that `connection` logs itself, and what
+    is cancelled when the process ends.
+    """
+    expected = record.msg in {
+        "ASGI callable returned without completing response.",
+        "Invalid HTTP request received.",
+    }
     cancelled = record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)
-    return not (cut or cancelled)
+    return not (expected or cancelled)
 
 
 def _number(level: str) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Sequence
+from urllib.parse import unquote_to_bytes
 
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import Draining
 from service.journal import METHODS, Journal
 from service.metrics import Metrics
+from service.pace import LINGER
 from service.problems import problem
 from service.readiness import Drain
 
@@ -26,10 +28,15 @@ RESPONSE_HEADERS = (
     *("WWW-Authenticate", "X-Request-Id"),
 )
 
-AMBIGUOUS = "Send Content-Length or Transfer-Encoding, but not both (RFC 9112, section 6.1)."
+MAX_TARGET = 8 * 1024
+"""Bytes of a request target: path and query, and scheme and host where the client sends them."""
 
-LINGER = 2.0
-"""Seconds for which a body is read and dropped after an answer that came before its end."""
+AMBIGUOUS = "Send Content-Length or Transfer-Encoding, but not both (RFC 9112, section 6.1)."
+TOO_LONG = f"Send a request target of at most {MAX_TARGET} bytes."
+NOT_PRINTABLE = "Send a path that has only printable ASCII characters when it is decoded."
+
+_ORIGIN = re.compile(rb"https?://[^/]*", re.IGNORECASE)
+_SLASHES = re.compile("/{2,}")
 
 
 def wrap(app: Starlette, metrics: Metrics, drain: Drain, *, cors_origins: Sequence[str]) -> ASGIApp:
@@ -38,14 +45,14 @@ def wrap(app: Starlette, metrics: Metrics, drain: Drain, *, cors_origins: Sequen
     It answers preflights itself, which may have a body as well.
     """
     cors = Cors(
-        Unambiguous(app),
+        RejectMalformedRequestMiddleware(app),
         allow_origins=cors_origins,
         allow_methods=METHODS,
         allow_headers=REQUEST_HEADERS,
         expose_headers=RESPONSE_HEADERS,
         max_age=3600,
     )
-    return Paths(Journal(Farewell(Linger(cors), drain), metrics, app.routes))
+    return NormalizePathMiddleware(Journal(Farewell(Linger(cors), drain), metrics, app.routes))
 
 
 class Cors(CORSMiddleware):
@@ -57,10 +64,10 @@ class Cors(CORSMiddleware):
         return response
 
 
-class Paths:
-    """Take `//upload`, `/upload/`, `//files/ID/` and a whole URL for what they mean.
+class NormalizePathMiddleware:
+    """Accept `//upload`, `/upload/`, `//files/ID/` and the absolute form of a URL.
 
-    Without a redirect: a client that streams its body would follow a 307 with an empty one.
+    It does not redirect: a client that streams its body would follow a 307 with an empty one.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -68,10 +75,20 @@ class Paths:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            path = re.sub("^https?://[^/]*", "", scope["path"])  # RFC 9112, section 3.2.2
-            path = re.sub("/{2,}", "/", path).rstrip("/") or "/"
-            scope = {**scope, "path": path}
+            scope = {**scope, "path": _normalized(scope["raw_path"])}
         await self._app(scope, receive, send)
+
+
+def _normalized(raw_path: bytes) -> str:
+    """Return the decoded path with single slashes and none at its end.
+
+    The origin goes before decoding (RFC 9112, section 3.2.2): `http://h%2fmetrics%2f/` names the
+    path `/`, for this service as for every proxy in front of it. Bytes that are no ASCII become
+    other characters that are none.
+    """
+    origin = _ORIGIN.match(raw_path)
+    path = raw_path[origin.end() :] if origin else raw_path
+    return _SLASHES.sub("/", unquote_to_bytes(path).decode("latin-1")).rstrip("/") or "/"
 
 
 class Linger:
@@ -119,21 +136,31 @@ class Linger:
         await self._app(scope, receive_body, send_answer)
 
 
-class Unambiguous:
-    """Refuse a request that a proxy may have seen end elsewhere than this server does."""
+class RejectMalformedRequestMiddleware:
+    """Refuse requests that a proxy may read differently, before anything routes them.
+
+    Two ways to tell a body's length, a target longer than `MAX_TARGET` bytes, or a path with
+    control characters or bytes above ASCII.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        ambiguous = scope["type"] == "http" and _ambiguous(scope)
-        app = problem("malformed_header", AMBIGUOUS) if ambiguous else self._app
-        await app(scope, receive, send)
+        refusal = _refusal(scope) if scope["type"] == "http" else None
+        await (refusal or self._app)(scope, receive, send)
 
 
-def _ambiguous(scope: Scope) -> bool:
+def _refusal(scope: Scope) -> Response | None:
     headers = Headers(scope=scope)
-    return "content-length" in headers and "transfer-encoding" in headers
+    query = scope["query_string"]
+    if len(scope["raw_path"]) + len(query) + bool(query) > MAX_TARGET:
+        return problem("uri_too_long", TOO_LONG)
+    if not (scope["path"].isascii() and scope["path"].isprintable()):
+        return problem("malformed_request", NOT_PRINTABLE)
+    if "content-length" in headers and "transfer-encoding" in headers:
+        return problem("malformed_header", AMBIGUOUS)
+    return None
 
 
 def _has_body(scope: Scope) -> bool:

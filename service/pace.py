@@ -10,6 +10,9 @@ RATE = 16 * 1024
 GRACE = 10.0
 """Seconds of waiting for a client before its average counts."""
 
+LINGER = 2.0
+"""Seconds for which the server reads and drops what a client still sends after an early answer."""
+
 
 class Pace:
     """One transfer's client, who may take `patience` seconds over a byte.

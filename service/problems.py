@@ -19,6 +19,7 @@ STATUS = {
     "missing_header": 400,
     "malformed_header": 400,
     "malformed_form": 400,
+    "malformed_request": 400,
     "empty_bundle": 400,
     "invalid_hmac": 401,
     "not_found": 404,
@@ -26,9 +27,11 @@ STATUS = {
     "upload_timeout": 408,
     "precondition_failed": 412,
     "bundle_too_large": 413,
+    "uri_too_long": 414,
     "range_not_satisfiable": 416,
     "digest_mismatch": 422,
     "hmac_mismatch": 422,
+    "headers_too_large": 431,
     "internal_error": 500,
     "draining": 503,
     "overloaded": 503,
@@ -45,6 +48,7 @@ _HEADERS = {
 _TITLES = {
     # As RFC 9110 has them: Python's own change with its version.
     413: "Content Too Large",
+    414: "URI Too Long",
     416: "Range Not Satisfiable",
     422: "Unprocessable Content",
 }

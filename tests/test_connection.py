@@ -179,7 +179,7 @@ HEAD = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
 
 def conversation(head: bytes) -> connection._Conversation:
     """A request's head and what comes with it, taken in."""
-    begun = connection._Conversation(h11.SERVER)  # noqa: SLF001
+    begun = connection._Conversation()  # noqa: SLF001
     begun.receive_data(head)
     while begun.next_event() not in (h11.NEED_DATA, h11.PAUSED):
         pass

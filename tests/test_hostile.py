@@ -17,7 +17,7 @@ import h11
 import httpx
 import pytest
 
-from service import middleware, pace
+from service import pace
 from tests import load
 from tests.attackers import Attack, attacking
 from tests.clients import dial, raw_request, read_all, sign, until
@@ -362,7 +362,7 @@ def test_early_answers_arrive_whole_while_neighbours_are_served(
         stop.set()
         thread.join(20)
     print(f"neighbours: {in_words(took)}, longest {max(took) * 1e3:.1f} ms")
-    assert max(took) < middleware.LINGER
+    assert max(took) < pace.LINGER
 
 
 def test_neighbours_of_a_flood_of_tiny_chunks(service: Service) -> None:
@@ -445,7 +445,7 @@ def test_a_preflight_with_a_body_is_not_waited_for(service: Service) -> None:
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b"\r\naccess-control-allow-origin: *\r\n" in answer
     assert b"\r\nconnection: close\r\n" in answer
-    assert time.monotonic() - began < middleware.LINGER + 3
+    assert time.monotonic() - began < pace.LINGER + 3
 
 
 def test_requests_sent_ahead_wait_at_their_client(service: Service) -> None:

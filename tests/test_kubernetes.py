@@ -278,7 +278,7 @@ def test_the_ingress_exposes_the_contract_alone(objects: dict[str, Any]) -> None
             for one in rule["http"]["paths"]
         )
 
-    assert {path for path in paths() if not exposed(path)} == {"/healthz", "/readyz", "/metrics"}
+    assert {path for path in paths() if not exposed(path)} == {"/readyz", "/metrics"}
 
 
 def test_the_ingress_lets_bundles_through(objects: dict[str, Any], settings: Settings) -> None:

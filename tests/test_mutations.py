@@ -278,9 +278,9 @@ MUTATIONS = [
     ),
     Mutation(
         NGINX,
-        "location ~ ^/(metrics|readyz)/*$ {",
-        "location ~ ^/(metrics|readyz)$ {",
-        "nginx::test_what_is_for_operators_is_not_there",
+        r"|openapi\.json/?)?\z",
+        r"|openapi\.json/?|metrics)?\z",
+        "nginx::test_no_spelling_reaches_what_stays_inside",
     ),
     # -- Prometheus and Grafana
     Mutation(

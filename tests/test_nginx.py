@@ -27,12 +27,14 @@ import pytest
 from service.middleware import RESPONSE_HEADERS
 from service.problems import STATUS
 from service.settings import Settings
-from tests import stack
+from tests import spellings, stack
 from tests.clients import dial, raw_request, read_all, sign, until
 from tests.conftest import installed
 from tests.proxy import Fault, Proxy, Stall
 from tests.stack import NGINX, Replica, Stack
 from tests.stores import Store, free_ports
+
+END = b"Host: x\r\nConnection: close\r\n\r\n"
 
 # The replicas are started once, and some tests kill one of them.
 pytestmark = pytest.mark.xdist_group("nginx")
@@ -326,27 +328,28 @@ def test_files_without_a_slash_is_no_redirect_either(front: Front) -> None:
     problem(front.http.get("/files"), 404, "not_found")
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/metrics",
-        "//metrics",
-        "/metrics/",
-        "/metrics?x",
-        "/%6detrics",
-        "/metrics%2F",
-        "/x/../metrics",
-        "/readyz",
-        "//readyz//",
-    ],
-)
-def test_what_is_for_operators_is_not_there(front: Front, path: str) -> None:
-    answer = raw_request(
-        front.url, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
-    )
-    assert answer.startswith(b"HTTP/1.1 404 ")
-    assert b"\r\nContent-Type: application/problem+json\r\n" in answer
+@pytest.mark.parametrize("target", spellings.INTERNAL)
+def test_no_spelling_reaches_what_stays_inside(front: Front, target: str) -> None:
+    """Not even one that the replica itself would understand."""
+    answer = raw_request(front.url, f"GET {target} HTTP/1.1\r\n".encode() + END)
+    assert int(answer.split(b" ")[1]) in {400, 404}
+    assert b"application/problem+json\r\n" in answer
     assert b"history_" not in answer
+    assert b"ready\n" not in answer
+
+
+@pytest.mark.parametrize("target", spellings.NOT_PRINTABLE)
+def test_a_path_that_is_not_printable_is_refused(front: Front, target: str) -> None:
+    answer = raw_request(front.url, f"GET {target} HTTP/1.1\r\n".encode() + END)
+    assert int(answer.split(b" ")[1]) in {400, 404}
+
+
+@pytest.mark.parametrize(
+    "target", ["/", "//", "/healthz", "//healthz/", "/openapi.json", "/%68ealthz"]
+)
+def test_the_contract_is_passed_on(front: Front, target: str) -> None:
+    answer = raw_request(front.url, f"GET {target} HTTP/1.1\r\n".encode() + END)
+    assert answer.startswith(b"HTTP/1.1 200 ")
 
 
 def test_that_it_lives_is_public_but_not_its_version(front: Front) -> None:
@@ -431,6 +434,9 @@ def test_long_headers(front: Front) -> None:
         "headers_too_large",
     )
     problem(front.http.get("/" + "x" * 17_000), 414, "uri_too_long")
+    problem(front.http.get("/files/" + "x" * 8_200), 414, "uri_too_long")
+    many = {f"x-{at}": "" for at in range(120)}
+    problem(front.http.get("/healthz", headers=many), 431, "headers_too_large")
 
 
 def test_an_upload_arrives_while_it_is_sent(front: Front) -> None:

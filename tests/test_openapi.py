@@ -74,7 +74,18 @@ def test_it_has_the_codes_with_their_statuses() -> None:
         STATUS
     )
     found = {}
-    shared = {"responses": {"405": {"$ref": "#/components/responses/MethodNotAllowed"}}}
+    # Every operation may answer these, so none of them lists them.
+    shared = {
+        "responses": {
+            status: {"$ref": f"#/components/responses/{name}"}
+            for status, name in {
+                "400": "MalformedRequest",
+                "405": "MethodNotAllowed",
+                "414": "UriTooLong",
+                "431": "HeadersTooLarge",
+            }.items()
+        }
+    }
     for operation in (*(operation for _, _, operation in operations()), shared):
         for status, response in responses(operation):
             problem = response.get("content", {}).get("application/problem+json")

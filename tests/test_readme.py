@@ -101,7 +101,8 @@ def test_every_error_has_its_status() -> None:
         return [leaf for sub in error.__subclasses__() for leaf in leaves(sub)] or [error]
 
     codes = {leaf.code for leaf in leaves(errors.HistoryError)}
-    assert codes | {"method_not_allowed", "internal_error"} == STATUS.keys()
+    before_routing = {"malformed_request", "uri_too_long", "headers_too_large"}
+    assert codes | before_routing | {"method_not_allowed", "internal_error"} == STATUS.keys()
 
 
 def test_every_store_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,17 +1,14 @@
 """What takes too long for every change, at full size: `make soak`."""
 
 import asyncio
-import os
-from collections import Counter
 from contextlib import ExitStack
 from typing import Any
 from uuid import uuid4
 
-import httpx
 import pytest
 
 from tests import load
-from tests.clients import dial, sign
+from tests.clients import dial
 from tests.conftest import aws_environment
 from tests.stores import Store
 from tests.test_cli import memory, serving
@@ -45,7 +42,7 @@ def test_memory_stays_within_its_budget(store: Store, s3: Any, idle: int) -> Non
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert connection.recv(4096).startswith(b"HTTP/1.1 200")
         loaded = memory(process, "VmRSS")
-        outcomes = asyncio.run(asyncio.wait_for(rush(url), 300))
+        outcomes = asyncio.run(asyncio.wait_for(load.rush(url), 300))
         peak = memory(process, "VmHWM")
     print(
         f"\n{dict(outcomes)}; {idle} idle connections: {before / MIB:.0f} MiB before them, "
@@ -55,31 +52,3 @@ def test_memory_stays_within_its_budget(store: Store, s3: Any, idle: int) -> Non
     assert outcomes["upload 200"]
     assert outcomes["download 200"]
     assert peak <= (64 + 160) * MIB
-
-
-async def rush(url: str) -> Counter[str]:
-    """All at once; what came of each."""
-    outcomes: Counter[str] = Counter()
-    small, large = os.urandom(7 * MIB), os.urandom(12 * MIB)
-    proof = sign(KEY, small)
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=280, trust_env=False, limits=limits) as http:
-        headers = {"X-HMAC": proof["X-HMAC"]}
-        answers = [await http.post("/upload", content=small, headers=headers) for _ in range(200)]
-
-        async def upload() -> None:
-            answer = await load.upload(url, large)
-            refused = answer.status == 503 and b"\r\nretry-after: " in answer.head
-            known = answer.status == 200 or refused
-            outcomes[f"upload {answer.status}" if known else "other"] += 1
-
-        async def download(bundle_id: str) -> None:
-            answer = await http.get(f"/files/{bundle_id}", headers=proof)
-            whole = answer.status_code == 200 and answer.content == small
-            known = whole or (answer.status_code == 503 and "Retry-After" in answer.headers)
-            outcomes[f"download {answer.status_code}" if known else "other"] += 1
-
-        await asyncio.gather(
-            *(upload() for _ in range(200)), *(download(answer.text) for answer in answers)
-        )
-    return outcomes
