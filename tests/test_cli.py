@@ -56,8 +56,13 @@ def said(line: str) -> None:
 
 
 @contextmanager
-def serving(*arguments: str, **variables: str) -> Iterator[tuple[str, subprocess.Popen[str], str]]:
-    """A service process: its URL, itself, and what it printed until it was ready."""
+def serving(
+    *arguments: str, seconds: float = 110, **variables: str
+) -> Iterator[tuple[str, subprocess.Popen[str], str]]:
+    """Yield a service process's URL, the process, and what it printed until it was ready.
+
+    It is killed after so many seconds, so that no test can wait for it without end.
+    """
     process = subprocess.Popen(
         [*SERVE, *arguments],
         env=clean_environment(HISTORY_PORT="0", HISTORY_LOG_LEVEL="debug", **variables),
@@ -67,7 +72,7 @@ def serving(*arguments: str, **variables: str) -> Iterator[tuple[str, subprocess
     )
     assert process.stderr is not None
     with process, LEAKS.reading(process.stderr, said):
-        watchdog = threading.Timer(110, process.kill)
+        watchdog = threading.Timer(seconds, process.kill)
         watchdog.start()
         try:
             assert process.stdout is not None

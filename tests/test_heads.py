@@ -203,7 +203,7 @@ def running(store: Store, s3: Any, **settings: str) -> Iterator[tuple[str, Popen
     s3.create_bucket(Bucket=bucket)
     with (
         aws_environment(store) as variables,
-        serving(HISTORY_BUCKET=bucket, **settings, **variables) as (url, process, _),
+        serving(seconds=400, HISTORY_BUCKET=bucket, **settings, **variables) as (url, process, _),
     ):
         yield url, process
 

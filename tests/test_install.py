@@ -81,7 +81,8 @@ def test_every_pin_has_hashes_and_no_lock_names_a_registry(lock: str) -> None:
     text = (ROOT / lock).read_text()
     assert "://" not in text
     assert not re.search("^-", text, flags=re.MULTILINE)
-    hashed = re.compile(r"\S+==\S+( ; [^\\\n]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+\n")
+    name, hashes = r"[\w.-]+(\[[\w, -]+\])?", r"( \\\n    --hash=sha256:[0-9a-f]{64})+"
+    hashed = re.compile(rf"{name}==\S+( ; [^\\\n]+)?{hashes}\n")
     assert [entry for entry in entries(lock) if not hashed.fullmatch(entry)] == []
 
 
