@@ -14,14 +14,17 @@ COVERAGE := $(if $(filter true,$(CI)),--cov --cov-report=)
 # Python keeps compiled modules: the tests start many processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test stack soak bench lint format clean lock localstack infra-tools ministack
+.PHONY: run test store stack soak bench lint format clean lock localstack infra-tools ministack
 
 run: $(VENV)/dev-ready  ## the service with an embedded S3 store, in memory
 	@$(BIN)/python -m service serve --dev
 
-test: $(VENV)/test-ready lint  ## what CI runs
+test: $(VENV)/test-ready store lint  ## what CI runs
 	$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup $(COVERAGE)
 	$(if $(COVERAGE),$(BIN)/coverage report)
+
+store:  # that AWS_ENDPOINT_URL_S3 names, if it does, is there: nothing else is tried before
+	@$(if $(AWS_ENDPOINT_URL_S3),$(BIN)/python -m tests.stores)
 
 stack: $(VENV)/test-ready $(LOCALSTACK)/ready  ## localstack.yml without Docker: two replicas behind nginx
 	@$(BIN)/python -m tests.stack

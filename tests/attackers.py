@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-LIFE = 100.0
+LIFE = 400.0
 """Seconds after which attackers end by themselves."""
 
 HANGING = "held"

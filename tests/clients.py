@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+import h11
+
 from tests.leaks import LEAKS, SHORTEST
 
 
@@ -29,9 +31,15 @@ def dial(url: str, source: str = "") -> socket.socket:
     """Connect, from an address of this machine if one is given."""
     address = urlsplit(url)
     assert address.hostname is not None
-    return socket.create_connection(
+    connection = socket.create_connection(
         (address.hostname, address.port or 80), timeout=15, source_address=(source, 0)
     )
+    # Where nobody listens, the kernel may choose this very port to connect from: the connection is
+    # then its own peer, which TCP allows (RFC 9293, section 3.5, simultaneous open).
+    if connection.getsockname() == connection.getpeername():
+        connection.close()
+        raise ConnectionRefusedError
+    return connection
 
 
 def read_all(connection: socket.socket) -> bytes:
@@ -39,6 +47,20 @@ def read_all(connection: socket.socket) -> bytes:
     received = bytearray()
     while data := connection.recv(65_536):
         received += data
+    return bytes(received)
+
+
+def read_answer(connection: socket.socket) -> bytes:
+    """Read one whole answer to a GET or POST, however many reads it takes.
+
+    Raises `ConnectionError` if it is reset, and `h11.RemoteProtocolError` if it ends too early.
+    """
+    client, received = h11.Connection(h11.CLIENT), bytearray()
+    client.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
+    while not isinstance(event := client.next_event(), h11.EndOfMessage):
+        if event is h11.NEED_DATA:
+            received += (data := connection.recv(65_536))
+            client.receive_data(data)
     return bytes(received)
 
 

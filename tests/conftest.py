@@ -6,9 +6,10 @@ import os
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
@@ -31,7 +32,10 @@ from tests.leaks import LEAKS
 from tests.stores import Store
 
 FROM_ENVIRONMENT = stores.from_environment()
-"""The store named by AWS_ENDPOINT_URL_S3: with it, every test runs against that one."""
+"""The store named by AWS_ENDPOINT_URL_S3, as only the controlling process of xdist sees it."""
+
+CHOSEN_STORE = pytest.StashKey[Store | None]()
+"""The same store in every process: with it, every test runs against that one."""
 
 STORES = ("moto", "localstack", "ceph")
 CHOSEN = (os.environ.get("STORES") or ",".join(STORES)).split(",")
@@ -142,17 +146,66 @@ class Serve(Protocol):
     ) -> Service: ...
 
 
-def pytest_configure() -> None:
+class _Xdist:
+    """The hooks of pytest-xdist, registered by themselves as it may be switched off."""
+
+    def pytest_configure_node(self, node: Any) -> None:
+        """Hand the chosen store to a worker, whose environment no longer names it."""
+        chosen = node.config.stash[CHOSEN_STORE]
+        node.workerinput["store"] = chosen and asdict(chosen)
+
+
+def pytest_configure(config: pytest.Config) -> None:
     if not set(STORES).issuperset(CHOSEN):
         raise pytest.UsageError(f"STORES is some of {','.join(STORES)}, not {','.join(CHOSEN)}")
+    if hasattr(config, "workerinput"):
+        handed = config.workerinput["store"]
+        config.stash[CHOSEN_STORE] = handed and Store(**handed)
+        return
+    config.stash[CHOSEN_STORE] = FROM_ENVIRONMENT
+    if FROM_ENVIRONMENT and (problem := stores.unreachable(FROM_ENVIRONMENT)):
+        raise pytest.UsageError(problem)
+    if config.pluginmanager.hasplugin("xdist"):
+        config.pluginmanager.register(_Xdist())
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    chosen = config.stash[CHOSEN_STORE]
+    if chosen:
+        return f"store: {chosen.endpoint_url} (from AWS_ENDPOINT_URL_S3), for all tests"
+    return f"stores: {', '.join(CHOSEN)}, each started by the tests on a free port of 127.0.0.1"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say what is not installed in one line each, and how many tests that leaves out."""
+    reasons = Counter(str(report.longrepr[2]) for report in _skipped(terminalreporter))
+    if reasons:
+        terminalreporter.section("not tried")
+    for reason, count in reasons.most_common():
+        terminalreporter.line(f"{count} tests: {reason.removeprefix('Skipped: ')}")
+    if reasons and os.environ.get("CI") == "true":
+        terminalreporter.line("CI is true, so this fails the run.")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In CI, everything is installed, so a skipped test fails the run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") == "true" and reporter and _skipped(reporter):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _skipped(terminalreporter: pytest.TerminalReporter) -> list[Any]:
+    return list(terminalreporter.stats.get("skipped", []))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what is marked `every_store` against each that is chosen, all else against moto."""
     if "store" not in metafunc.fixturenames:
         return
-    names = ["environment"] if FROM_ENVIRONMENT else ["moto"]
-    if not FROM_ENVIRONMENT and metafunc.definition.get_closest_marker("every_store"):
+    chosen = metafunc.config.stash[CHOSEN_STORE]
+    names = ["environment"] if chosen else ["moto"]
+    if not chosen and metafunc.definition.get_closest_marker("every_store"):
         names = CHOSEN
     metafunc.parametrize(
         "store",
@@ -236,7 +289,7 @@ def get_store() -> Iterator[Callable[[str], Store]]:
 @pytest.fixture(scope="session")
 def store(request: pytest.FixtureRequest, get_store: Callable[[str], Store]) -> Store:
     """The S3 server of this test."""
-    return FROM_ENVIRONMENT or get_store(request.param)
+    return request.config.stash[CHOSEN_STORE] or get_store(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Self
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 TESTS = Path(__file__).parent
@@ -52,6 +53,20 @@ def from_environment() -> Store | None:
         secret_key=os.environ.get("AWS_SECRET_ACCESS_KEY", "test"),
         region=os.environ.get("AWS_DEFAULT_REGION", "us-east-1"),
     )
+
+
+def unreachable(store: Store) -> str | None:
+    """Return a sentence if nothing accepts a connection at this store's endpoint."""
+    address = urlsplit(store.endpoint_url)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=5).close()
+    except OSError as error:
+        return (
+            f"AWS_ENDPOINT_URL_S3 is {store.endpoint_url}, where no server can be reached "
+            f"({error.strerror or error}): start it, or unset the variable to test with moto."
+        )
+    return None
 
 
 @contextmanager
@@ -328,3 +343,8 @@ def free_ports(count: int) -> range:
             continue
         return ports
     raise RuntimeError("There are no free ports")
+
+
+if __name__ == "__main__":
+    chosen = from_environment()
+    sys.exit(unreachable(chosen) if chosen else None)

@@ -43,8 +43,12 @@ MIB = 1 << 20
 ORIGIN = "http://localhost:3000"
 SIGNING_KEY = LEAKS.used("the-key-that-signed-this-bundle")
 
-needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="Node.js is not installed")
+needs_curl = pytest.mark.skipif(
+    shutil.which("curl") is None, reason="curl is not installed: apt-get install curl"
+)
+needs_node = pytest.mark.skipif(
+    shutil.which("node") is None, reason="Node.js is not installed: apt-get install nodejs"
+)
 
 
 class Refused(Exception):

@@ -14,7 +14,7 @@ import pytest
 
 from service import connection
 from service.connection import READ_AHEAD
-from tests.clients import dial, read_all
+from tests.clients import dial, read_all, read_answer
 from tests.conftest import Service
 
 KIB = 1024
@@ -123,25 +123,12 @@ def hear(service: Service, said: Said) -> tuple[bytes, list[bytes]]:
                 connection.sendall(piece)
                 time.sleep(0.002)  # So that the service sees it alone.
             if not said.ahead and number < len(said.requests):
-                heard += answer(connection)
+                heard += read_answer(connection)
         if said.half_closes:
             connection.shutdown(socket.SHUT_WR)
         heard += read_all(connection)
     ids = re.findall(rb"\r\n\r\n(" + UUID + rb")", heard)
     return OWN.sub(b"", heard), [stored(service, bundle_id.decode()) for bundle_id in ids]
-
-
-def answer(connection: socket.socket) -> bytes:
-    """One to a GET or POST."""
-    client, heard = h11.Connection(h11.CLIENT), bytearray()
-    client.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
-    while (event := client.next_event()) is h11.NEED_DATA or not isinstance(
-        event, h11.EndOfMessage
-    ):
-        if event is h11.NEED_DATA:
-            heard += (data := connection.recv(65_536))
-            client.receive_data(data)
-    return bytes(heard)
 
 
 def stored(service: Service, bundle_id: str) -> bytes:

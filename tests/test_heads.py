@@ -18,7 +18,7 @@ from service.middleware import MAX_TARGET
 from service.problems import STATUS
 from tests import load, spellings
 from tests.attackers import Attack, attacking
-from tests.clients import dial, raw_request, read_all
+from tests.clients import dial, raw_request, read_all, read_answer
 from tests.conftest import Service, aws_environment
 from tests.stores import Store
 from tests.test_cli import memory, serving
@@ -203,7 +203,7 @@ def running(store: Store, s3: Any, **settings: str) -> Iterator[tuple[str, Popen
     s3.create_bucket(Bucket=bucket)
     with (
         aws_environment(store) as variables,
-        serving(seconds=400, HISTORY_BUCKET=bucket, **settings, **variables) as (url, process, _),
+        serving(HISTORY_BUCKET=bucket, **settings, **variables) as (url, process, _),
     ):
         yield url, process
 
@@ -220,7 +220,7 @@ def heads(url: str, count: int) -> Iterator[None]:
         for _ in range(count):
             connection = idle.enter_context(dial(url))
             connection.sendall(IDLE.encode())
-            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            assert read_answer(connection).startswith(b"HTTP/1.1 200")
         yield
         held, half_sent = attackers.stop()
     print(f"\nheld: {held}\nhalf sent: {half_sent}")

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from service import client, journal
-from tests.clients import dial, raw_request, sign, until
+from tests.clients import dial, raw_request, read_answer, sign, until
 from tests.conftest import SMALL_PART, Service, running_service
 from tests.proxy import Delay, Fault, Proxy, Respond, Truncate
 from tests.stores import Store
@@ -118,7 +118,7 @@ def test_a_line_says_for_whom_a_request_waited(
             until(lambda: metrics(measured)['history_memory_waiters{pool="parts"}'] == 1)
             time.sleep(0.4)
         waiting.sendall(bytes(SMALL_PART))
-        assert waiting.recv(100).startswith(b"HTTP/1.1 200")
+        assert read_answer(waiting).startswith(b"HTTP/1.1 200")
     waited_for["budget"] = line(caplog, "waiting")
     for what, fields in waited_for.items():
         waits = {name: fields[f"seconds_{name}"] for name in waited_for}

@@ -28,7 +28,7 @@ from service.middleware import RESPONSE_HEADERS
 from service.problems import STATUS
 from service.settings import Settings
 from tests import spellings, stack
-from tests.clients import dial, raw_request, read_all, sign, until
+from tests.clients import dial, raw_request, read_all, read_answer, sign, until
 from tests.conftest import installed
 from tests.proxy import Fault, Proxy, Stall
 from tests.stack import NGINX, Replica, Stack
@@ -411,7 +411,7 @@ def test_an_early_answer_arrives(front: Front) -> None:
 def test_who_stalls_is_told_so(front: Front) -> None:
     """By the service, whose patience is shorter than nginx's."""
     with front.begin_upload() as connection:
-        assert connection.recv(65_536).startswith(b"HTTP/1.1 408 ")
+        assert read_answer(connection).startswith(b"HTTP/1.1 408 ")
 
 
 def test_a_body_that_is_too_large(front: Front) -> None:
@@ -444,7 +444,7 @@ def test_an_upload_arrives_while_it_is_sent(front: Front) -> None:
     with front.begin_upload() as connection:
         until(lambda: any(it.operation == "UploadPart" for it in front.store.requests), seconds=10)
         connection.sendall(BUNDLE[len(BUNDLE) // 2 :])
-        answer = connection.recv(65_536)
+        answer = read_answer(connection)
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
@@ -479,7 +479,7 @@ def test_nothing_of_a_bundle_is_written_to_disk(front: Front) -> None:
         for at in range(len(BUNDLE) // 2, len(BUNDLE), piece):
             writer.sendall(BUNDLE[at : at + piece])
             assert on_disk(front.stack.nginx) == before
-        assert writer.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        assert read_answer(writer).startswith(b"HTTP/1.1 200 ")
         download = HTTPResponse(reader)
         download.begin()
         received = bytearray()
@@ -684,7 +684,7 @@ def test_the_limits_are_those_of_the_client_that_a_trusted_proxy_names(trusting:
         for _ in range(128):
             ask(TRUSTED, "203.0.113.5")
             connections.enter_context(trusting.take())
-        assert ask(TRUSTED, "203.0.113.5").recv(65_536).startswith(b"HTTP/1.1 429 ")
+        assert read_answer(ask(TRUSTED, "203.0.113.5")).startswith(b"HTTP/1.1 429 ")
         for peer, forwarded in ((TRUSTED, "203.0.113.6"), (STRANGER, "203.0.113.5")):
             ask(peer, forwarded)
             connections.enter_context(trusting.take())
@@ -697,7 +697,7 @@ def test_no_stranger_escapes_the_limits_by_other_names(trusting: Alone) -> None:
             connection.sendall(get("/", f"203.0.113.{number}"))
             if number < 128:
                 connections.enter_context(trusting.take())
-        assert connection.recv(65_536).startswith(b"HTTP/1.1 429 ")
+        assert read_answer(connection).startswith(b"HTTP/1.1 429 ")
 
 
 @pytest.mark.parametrize("number", [0, 1])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service import connection, pace
-from tests.clients import dial, raw_request, read_all, sign, until
+from tests.clients import dial, raw_request, read_all, read_answer, sign, until
 from tests.conftest import Serve, Service
 
 KEY = "a signing key"
@@ -36,7 +36,7 @@ def test_a_second_head_that_comes_in_drips(impatient: Service) -> None:
     request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     with dial(impatient.url) as connection:
         connection.sendall(request)
-        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        assert read_answer(connection).startswith(b"HTTP/1.1 200")
         began = time.monotonic()
         with suppress(OSError):
             while True:
@@ -162,7 +162,7 @@ def test_garbage_after_an_early_answer(service: Service, caplog: pytest.LogCaptu
         connection.sendall(
             b"POST /upload HTTP/1.1\r\nHost: x\r\nX-HMAC: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
-        assert connection.recv(4096).startswith(b"HTTP/1.1 400")
+        assert read_answer(connection).startswith(b"HTTP/1.1 400")
         connection.sendall(b"garbage\r\n")
         read_all(connection)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]

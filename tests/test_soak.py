@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from tests import load
-from tests.clients import dial
+from tests.clients import dial, read_answer
 from tests.conftest import aws_environment
 from tests.stores import Store
 from tests.test_cli import memory, serving
@@ -40,7 +40,7 @@ def test_memory_stays_within_its_budget(store: Store, s3: Any, idle: int) -> Non
         for _ in range(idle):
             connection = connections.enter_context(dial(url))
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+            assert read_answer(connection).startswith(b"HTTP/1.1 200")
         loaded = memory(process, "VmRSS")
         outcomes = asyncio.run(asyncio.wait_for(load.rush(url), 300))
         peak = memory(process, "VmHWM")

@@ -8,7 +8,7 @@ from http.client import HTTPResponse
 import pytest
 
 from service.problems import STATUS
-from tests.clients import dial, raw_request, read_all, sign, until
+from tests.clients import dial, raw_request, read_all, read_answer, sign, until
 from tests.conftest import Serve, Service
 
 KEY = "a signing key"
@@ -186,7 +186,7 @@ def test_http_1_0_and_keep_alive(service: Service) -> None:
     with dial(service.url) as connection:
         for _ in range(3):
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert connection.recv(4096).startswith(b"HTTP/1.1 200 ")
+            assert read_answer(connection).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_proof_header_sent_twice(service: Service) -> None:
