@@ -8,6 +8,7 @@
     api, middleware         the wire contract; what wraps every request
     storage                 bundles as S3 objects
     bodies, client          their bytes both ways; calls to S3, bounded and translated
+    parser                  requests as h11 reads them, with limits on what one costs
     problems, forms, pages  errors as problem+json; forms as a stream; what it says of itself
     bundles, journal        the use cases: deposit, withdraw, discard; a line for every request
     upload, content         one bundle on its way into S3, in parts; and on its way out

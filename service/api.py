@@ -139,10 +139,7 @@ async def discard(request: Request[State]) -> Response:
 
 
 class ExactRoute(Route):
-    """A route that matches nothing behind its path.
-
-    Starlette's pattern ends with `$`, which also matches before a final newline.
-    """
+    """Match nothing behind the path: Starlette's `$` also matches before a final newline."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         return (Match.NONE, {}) if scope["path"].endswith("\n") else super().matches(scope)

@@ -17,13 +17,12 @@ from typing import Any
 from uuid import uuid4
 
 import h11
-from h11._readers import ContentLengthReader
-from h11._receivebuffer import ReceiveBuffer
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.pace import LINGER, Pace
-from service.problems import STATUS, problem
+from service.parser import MAX_HEAD, MAX_LINES, TAKING, RequestParser
+from service.problems import problem
 
 _log = logging.getLogger(__name__)
 
@@ -33,21 +32,8 @@ HEAD_TIMEOUT = 15.0
 WATCH_INTERVAL = 1.0
 """Seconds between two looks at how much a slow reader has taken, at most."""
 
-TURN = 100
-"""Chunks of a body that are taken in before others have their turn: each takes 13 µs."""
-
 READ_AHEAD = 16 * 1024
 """Bytes that are read at a time of what is no body that the application asks for."""
-
-MAX_HEAD = 16 * 1024
-"""Bytes of a request's head, and of a chunked body's trailers."""
-
-MAX_LINES = 100
-"""Header lines of a request, and lines of trailers.
-
-A line costs 150 bytes of memory and 2 µs beside its own bytes: 32 KB of `a:` lines took 1.4 MiB for
-as long as their request was open.
-"""
 
 LAST_HEAD = 2.0
 """Seconds that a head has which is not at its end when the server shuts down."""
@@ -58,8 +44,6 @@ _REFUSALS = {
     "headers_too_large": f"Send at most {MAX_LINES} header lines and {MAX_HEAD} bytes of headers.",
 }
 """Codes and details of the errors that the application never sees, as the request was not read."""
-
-_TAKING = {h11.CLIENT: h11.SEND_BODY, h11.SERVER: h11.SEND_RESPONSE}
 
 
 class Inlet(asyncio.BufferedProtocol):
@@ -77,7 +61,7 @@ class Inlet(asyncio.BufferedProtocol):
         self.eof_received = protocol.eof_received  # type: ignore[method-assign]
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
-        wanted = self._protocol.conn.states == _TAKING
+        wanted = self._protocol.conn.states == TAKING
         return self._buffer if wanted else self._buffer[:READ_AHEAD]
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -87,7 +71,7 @@ class Inlet(asyncio.BufferedProtocol):
 class Protocol(H11Protocol):
     """One connection, none of whose states lasts for ever."""
 
-    conn: "_Conversation"
+    conn: RequestParser
     flow: "_Flow"
     transport: "_Transport"  # type: ignore[assignment]
     _deadline: asyncio.TimerHandle | None = None
@@ -97,7 +81,7 @@ class Protocol(H11Protocol):
     def __init__(self, *, patience: float, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.patience = patience
-        self.conn = _Conversation()
+        self.conn = RequestParser()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(_Transport(transport, self.patience))  # type: ignore[arg-type]
@@ -262,84 +246,6 @@ class Protocol(H11Protocol):
         self._paused_at, self._taken = now, taken
 
 
-class _Conversation(h11.Connection):
-    """h11's state machine, which has nothing more for now where a turn is over."""
-
-    refusal = "malformed_request"
-    """The code of the error, after `next_event` has raised one."""
-
-    _left = TURN
-
-    def __init__(self) -> None:
-        super().__init__(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
-        self._receive_buffer = _LimitedBuffer()
-
-    def begin_turn(self) -> None:
-        self._left = TURN
-
-    @property
-    def turn_over(self) -> bool:
-        return not self._left
-
-    def passes(self, size: int) -> bool:
-        """Whether so many bytes are all of a body that goes on after them; if so, they are passed.
-
-        They need no parser then, which copies them four times: a sixth of the CPU of an upload.
-        """
-        reader = self._reader
-        if (
-            type(reader) is not ContentLengthReader
-            or self.states != _TAKING
-            or size >= reader._remaining  # noqa: SLF001
-            or self.trailing_data[0]
-        ):
-            return False
-        reader._remaining -= size  # noqa: SLF001
-        return True
-
-    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        if self.turn_over:
-            return h11.NEED_DATA
-        idle = self.their_state is h11.IDLE
-        try:
-            event = super().next_event()
-        except _HeadTooLarge as error:
-            self.refusal = error.code
-            raise
-        except h11.RemoteProtocolError as error:
-            if error.error_status_hint == STATUS["headers_too_large"]:
-                # What has arrived is too long already, and its end is not there.
-                one_line = idle and b"\n" not in self.trailing_data[0]
-                self.refusal = "uri_too_long" if one_line else "headers_too_large"
-            raise
-        self._left -= isinstance(event, h11.Data)
-        return event
-
-
-class _HeadTooLarge(h11.RemoteProtocolError):
-    """A complete head or a set of trailers is over a limit; `code` is that of the problem."""
-
-    def __init__(self, code: str) -> None:
-        super().__init__(code, error_status_hint=STATUS[code])
-        self.code = code
-
-
-class _LimitedBuffer(ReceiveBuffer):
-    """h11's buffer, which refuses too large a head before h11 takes its lines apart.
-
-    h11 limits a head that is not complete, but neither a complete one nor the number of lines.
-    Trailers are read in the same way, from reads of up to 256 KiB.
-    """
-
-    def maybe_extract_lines(self) -> list[bytearray] | None:
-        before = len(self)
-        lines = super().maybe_extract_lines()
-        if lines and (before - len(self) > MAX_HEAD or len(lines) > MAX_LINES + 1):
-            long = len(lines[0]) > MAX_HEAD
-            raise _HeadTooLarge("uri_too_long" if long else "headers_too_large")
-        return lines
-
-
 class _Flow(FlowControl):
     """Reads no further while some of what has come is still to be taken in.
 
@@ -348,7 +254,7 @@ class _Flow(FlowControl):
     requests ahead would fill the memory with them.
     """
 
-    def __init__(self, transport: asyncio.Transport, conn: _Conversation) -> None:
+    def __init__(self, transport: asyncio.Transport, conn: RequestParser) -> None:
         super().__init__(transport)
         self._conn = conn
         self._asked = False

@@ -294,6 +294,10 @@ def store(request: pytest.FixtureRequest, get_store: Callable[[str], Store]) -> 
 
 @pytest.fixture(scope="session")
 def s3(store: Store) -> Any:
+    return s3_client(store)
+
+
+def s3_client(store: Store) -> Any:
     """A client of another make than the service's, to look behind it."""
     return boto3.client(
         "s3",

@@ -7,13 +7,10 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from re import _constants as op
 from re import _parser as parser
 from types import FrameType
 from typing import Any
-
-SERVICE = str(Path(__file__).parents[1] / "service")
 
 
 class TooManySteps(Exception):
@@ -36,28 +33,28 @@ class Program:
 
     def fullmatch(self, text: str | bytes, limit: int) -> int | None:
         """Return the end of `text` if all of it matches. More than `limit` steps raise."""
-        return self._run(text, 0, limit, whole=True)
+        return self._run(_codes(text), 0, limit, whole=True)
 
     def match(self, text: str | bytes, limit: int) -> int | None:
         """Return where a match at the beginning of `text` ends."""
-        return self._run(text, 0, limit)
+        return self._run(_codes(text), 0, limit)
 
     def search(self, text: str | bytes, limit: int) -> int | None:
         """Return where the first match in `text` ends."""
-        ends = (self._run(text, start, limit) for start in range(len(text) + 1))
+        codes = _codes(text)
+        ends = (self._run(codes, start, limit) for start in range(len(codes) + 1))
         return next((end for end in ends if end is not None), None)
 
     def all(self, text: str | bytes, limit: int) -> int:
         """Find all matches, as `findall` and `sub` do, and return how many there are."""
-        count = position = 0
-        while position <= len(text):
-            end = self._run(text, position, limit)
+        codes, count, position = _codes(text), 0, 0
+        while position <= len(codes):
+            end = self._run(codes, position, limit)
             count += end is not None
             position = max(end or 0, position + 1)
         return count
 
-    def _run(self, text: str | bytes, at: int, limit: int, *, whole: bool = False) -> int | None:
-        codes = text if isinstance(text, bytes) else [ord(character) for character in text]
+    def _run(self, codes: Sequence[int], at: int, limit: int, *, whole: bool = False) -> int | None:
         choices = [(0, at)]
         while choices:
             counter, at = choices.pop()
@@ -97,20 +94,21 @@ class Program:
         for _ in range(least):
             self._compile(body)
         if most is op.MAXREPEAT:
-            start = self._split(lazy=lazy)
+            start = self._split()
             self._compile(body)
             self._code.append(("jump", start))
             self._leave_to(len(self._code), start, lazy=lazy)
             return
         splits = []
         for _ in range(most - least):
-            splits.append(self._split(lazy=lazy))
+            splits.append(self._split())
             self._compile(body)
         for split in splits:
             self._leave_to(len(self._code), split, lazy=lazy)
 
-    def _split(self, *, lazy: bool) -> int:
-        self._code.append(("split", lazy))
+    def _split(self) -> int:
+        """Leave room for a choice; `_leave_to` says between what."""
+        self._code.append(())
         return len(self._code) - 1
 
     def _leave_to(self, end: int, split: int, *, lazy: bool) -> None:
@@ -120,7 +118,7 @@ class Program:
     def _branch(self, alternatives: Any) -> None:
         jumps = []
         for alternative in alternatives[:-1]:
-            split = self._split(lazy=False)
+            split = self._split()
             self._compile(alternative)
             jumps.append(len(self._code))
             self._code.append(("jump",))
@@ -130,12 +128,14 @@ class Program:
             self._code[jump] = ("jump", len(self._code))
 
     def _single(self, name: Any, value: Any) -> Callable[[int], bool]:
-        """Return what says whether one character matches, by asking `re` about each."""
+        """Return a function that says whether one character, given as its code, matches."""
         if name is op.ANY:
             return lambda code: self._flags & re.DOTALL != 0 or code != ord("\n")
         if name in {op.LITERAL, op.NOT_LITERAL}:
-            name, value = op.IN, [*[(op.NEGATE, None)][name is op.LITERAL :], (op.LITERAL, value)]
-        assert name is op.IN, name
+            literal = (op.LITERAL, value)
+            value = [literal] if name is op.LITERAL else [(op.NEGATE, None), literal]
+        else:
+            assert name is op.IN, name
         negated = value[0][0] is op.NEGATE
         members = [self._member(*member) for member in value[negated:]]
         return cache(lambda code: any(member(code) for member in members) != negated)
@@ -150,8 +150,12 @@ class Program:
         return lambda code: any(low <= ord(case) <= high for case in _cases(chr(code)))
 
 
+def _codes(text: str | bytes) -> Sequence[int]:
+    return text if isinstance(text, bytes) else [ord(character) for character in text]
+
+
 def _cases(character: str) -> set[str]:
-    """Return what `re.IGNORECASE` takes for the same character: U+017F is an s, for example."""
+    """Return the forms of a character that `re.IGNORECASE` treats as equal, as s and U+017F."""
     cases = {character, character.lower(), character.upper(), character.upper().lower()}
     return {case for case in cases if len(case) == 1}
 
@@ -165,7 +169,7 @@ def _is_at(where: Any, at: int, codes: Sequence[int]) -> bool:
 
 
 def lines(call: Callable[[], object]) -> int:
-    """Return how many lines of the service and of what it parses with are run by this call."""
+    """Return how many lines of Python are run by this call, in the libraries that it uses too."""
     count = 0
 
     def traced(frame: FrameType, event: str, _: object) -> Any:

@@ -12,8 +12,8 @@ from typing import Any
 import h11
 import pytest
 
-from service import connection
 from service.connection import READ_AHEAD
+from service.parser import RequestParser
 from tests.clients import dial, read_all, read_answer
 from tests.conftest import Service
 
@@ -144,16 +144,16 @@ def test_what_passes_the_parser_is_what_goes_through_it(
     """The same bytes in the same pieces, with the short cut and without: the same answers."""
     words = said(Random(seed))
     passed = list[bool]()
-    short_cut = connection._Conversation.passes  # noqa: SLF001
+    short_cut = RequestParser.passes
 
     def watched(self: Any, size: int) -> bool:
         passed.append(short_cut(self, size))
         return passed[-1]
 
-    monkeypatch.setattr(connection._Conversation, "passes", watched)  # noqa: SLF001
+    monkeypatch.setattr(RequestParser, "passes", watched)
     heard = hear(service, words)
     assert any(passed)
-    monkeypatch.setattr(connection._Conversation, "passes", lambda *_: False)  # noqa: SLF001
+    monkeypatch.setattr(RequestParser, "passes", lambda *_: False)
     assert hear(service, words) == heard
     sent = [b"".join(request) for request in words.requests]
     for bundle in heard[1]:
@@ -164,9 +164,9 @@ def test_what_passes_the_parser_is_what_goes_through_it(
 HEAD = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
 
 
-def conversation(head: bytes) -> connection._Conversation:
+def conversation(head: bytes) -> RequestParser:
     """A request's head and what comes with it, taken in."""
-    begun = connection._Conversation()  # noqa: SLF001
+    begun = RequestParser()
     begun.receive_data(head)
     while begun.next_event() not in (h11.NEED_DATA, h11.PAUSED):
         pass

@@ -13,8 +13,8 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from service.connection import MAX_HEAD, MAX_LINES
 from service.middleware import MAX_TARGET
+from service.parser import MAX_HEAD, MAX_LINES
 from service.problems import STATUS
 from tests import load, spellings
 from tests.attackers import Attack, attacking

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import boto3
 import httpx
 import pytest
 
@@ -29,7 +28,7 @@ from service.problems import STATUS
 from service.settings import Settings
 from tests import spellings, stack
 from tests.clients import dial, raw_request, read_all, read_answer, sign, until
-from tests.conftest import installed
+from tests.conftest import installed, s3_client
 from tests.proxy import Fault, Proxy, Stall
 from tests.stack import NGINX, Replica, Stack
 from tests.stores import Store, free_ports
@@ -120,13 +119,7 @@ def front(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fr
                 timeout=60,
             ) as http,
         ):
-            s3 = boto3.client(
-                "s3",
-                endpoint_url=store.endpoint_url,
-                aws_access_key_id=store.access_key,
-                aws_secret_access_key=store.secret_key,
-                region_name=store.region,
-            )
+            s3 = s3_client(store)
             yield Front(running, http, proxy, s3, bucket, output)
 
 

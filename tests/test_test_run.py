@@ -4,9 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import boto3
 import pytest
 
+from tests.conftest import s3_client
 from tests.stores import Store, free_ports, moto
 from tests.test_cli import clean_environment
 
@@ -35,14 +35,7 @@ def run(command: list[str], **variables: str) -> tuple[int, str]:
 
 
 def buckets(store: Store) -> set[str]:
-    s3 = boto3.client(
-        "s3",
-        endpoint_url=store.endpoint_url,
-        aws_access_key_id=store.access_key,
-        aws_secret_access_key=store.secret_key,
-        region_name=store.region,
-    )
-    return {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
+    return {bucket["Name"] for bucket in s3_client(store).list_buckets()["Buckets"]}
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
