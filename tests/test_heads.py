@@ -1,6 +1,5 @@
 """Limits on a request's head, and the paths that are refused before anything routes them."""
 
-import asyncio
 import json
 import socket
 import time
@@ -16,7 +15,7 @@ import pytest
 from service.middleware import MAX_TARGET
 from service.parser import MAX_HEAD, MAX_LINES
 from service.problems import STATUS
-from tests import load, spellings
+from tests import spellings
 from tests.attackers import Attack, attacking
 from tests.clients import dial, raw_request, read_all, read_answer
 from tests.conftest import Service, aws_environment
@@ -211,41 +210,27 @@ def running(store: Store, s3: Any, **settings: str) -> Iterator[tuple[str, Popen
 @contextmanager
 def heads(url: str, count: int) -> Iterator[None]:
     """Keep `count` connections idle after the largest head, as many held, and as many half sent."""
-    with (
-        ExitStack() as idle,
-        attacking(
-            url, Attack(count, HELD, every=5, again=True), Attack(count, HALF_SENT, every=5)
-        ) as attackers,
-    ):
+    attacks = Attack(count, HELD, every=5), Attack(count, HALF_SENT, every=5)
+    with ExitStack() as idle, attacking(url, *attacks) as attackers:
         for _ in range(count):
             connection = idle.enter_context(dial(url))
             connection.sendall(IDLE.encode())
             assert read_answer(connection).startswith(b"HTTP/1.1 200")
         yield
         held, half_sent = attackers.stop()
-    print(f"\nheld: {held}\nhalf sent: {half_sent}")
-    assert set(held.counts) <= {"held", "408", "503", "reset"}
+    assert set(held.counts) <= {"held", "408"}
     assert set(half_sent.counts) <= {"held", "reset"}
 
 
-@pytest.mark.parametrize(
-    ("count", "rushed"), [(100, False), pytest.param(1000, True, marks=pytest.mark.soak)]
-)
-def test_memory_of_many_heads(store: Store, s3: Any, count: int, *, rushed: bool) -> None:
-    """1,000 idle, 1,000 held and 1,000 half-sent heads fit beside a full budget in 160 MiB."""
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.soak)])
+def test_memory_of_many_heads(store: Store, s3: Any, count: int) -> None:
+    """The budget + 160 MiB hold 1,000 idle, 1,000 held and 1,000 half-sent heads."""
     with running(store, s3, HISTORY_MEMORY_BUDGET="64MiB") as (url, process):
         slowest_health_check(url, count=10)
         before = memory(process, "VmRSS")
         with heads(url, count):
             loaded = memory(process, "VmRSS")
-            if rushed:
-                outcomes = asyncio.run(asyncio.wait_for(load.rush(url), 300))
-                print(f"\n{dict(outcomes)}")
-                assert outcomes["other"] == 0
         peak = memory(process, "VmHWM")
-    print(
-        f"\n3 × {count} heads: {before / MIB:.0f} MiB before them, {loaded / MIB:.0f} with them, "
-        f"peak {peak / MIB:.0f}"
-    )
+    print(f"\n3 × {count} heads: {before / MIB:.0f} MiB without, {loaded / MIB:.0f} MiB with them")
     assert loaded - before < 3 * count * 32 * KIB
     assert peak <= (64 + 160) * MIB
