@@ -1,7 +1,7 @@
 """Random transfers and random faults, all out of one `random.Random`."""
 
 from collections.abc import Mapping
-from random import Random
+from random import Random, SystemRandom
 from typing import TypeVar
 
 from service.budget import SLOT
@@ -35,6 +35,14 @@ from tests.transfers import (
 )
 
 _T = TypeVar("_T")
+
+
+def seed(*, soak: bool) -> int:
+    """Return a seed and print it: a new one for each soak, otherwise always the same."""
+    number = SystemRandom().randrange(1 << 32) if soak else 1
+    print(f"\nseed {number}")
+    return number
+
 
 OPERATIONS = (
     *("PutObject", "CreateMultipartUpload", "UploadPart", "CompleteMultipartUpload"),

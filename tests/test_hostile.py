@@ -54,7 +54,7 @@ def latencies(url: str, *, count: int, seconds: float = 0) -> list[float]:
     took, ids = list[float](), list[str]()
     proof = sign(KEY, b"bundle")
     ends = time.monotonic() + seconds
-    with httpx.Client(base_url=url, trust_env=False, timeout=60) as http:
+    with httpx.Client(base_url=url, trust_env=False, verify=False, timeout=60) as http:
         while len(took) < count or time.monotonic() < ends:
             began = time.monotonic()
             if len(took) % 2:
@@ -456,21 +456,21 @@ def test_requests_sent_ahead_wait_at_their_client(service: Service) -> None:
     proof = b"X-HMAC: %b\r\nX-SIGNING-KEY: k\r\n" % (b"0" * 64)
     request = b"GET /files/%b HTTP/1.1\r\nHost: x\r\n%b\r\n"
     request = request % (str(uuid4()).encode(), proof) * 50
-    sent = answered = 0
+    sent, answers = 0, bytearray()
     with dial(service.url) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
         connection.settimeout(0)
         piece = memoryview(request)
-        while answered < 200:
+        while answers.count(b"HTTP/1.1 404") < 200:
             readable, writable, _ = select.select([connection], [connection], [], 10)
             assert readable or writable
             if readable:
-                answered += connection.recv(65_536).count(b"HTTP/1.1 404")
+                answers += connection.recv(65_536)
             if writable:
                 taken = connection.send(piece)
                 sent += taken
                 piece = piece[taken:] or memoryview(request)
-    print(f"{sent / MIB:.1f} MiB sent for {answered} answers")
+    print(f"{sent / MIB:.1f} MiB sent for 200 answers")
     assert sent < 2 * MIB
 
 

@@ -62,19 +62,11 @@ def line_of(caplog: pytest.LogCaptureFixture, answer: httpx.Response) -> dict[st
     return line(caplog, answer.headers["X-Request-Id"])
 
 
-def metrics(service: Service) -> dict[str, float]:
-    """Every sample that the service exposes, by its name with labels."""
-    answer = service.http.get("/metrics")
-    assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-    samples = re.findall(r"^(history_\S+) (\S+)$", answer.text, re.MULTILINE)
-    return {name: float(value) for name, value in samples}
-
-
 def change(service: Service, before: dict[str, float]) -> dict[str, float]:
     """What has been counted since, without the seconds."""
     return {
         name: value - before.get(name, 0)
-        for name, value in metrics(service).items()
+        for name, value in service.metrics().items()
         if value != before.get(name, 0) and not re.search("_sum|_bucket", name)
     }
 
@@ -113,9 +105,9 @@ def test_a_line_says_for_whom_a_request_waited(
             for holder in (one, other):
                 holder.sendall(head + b"\r\n")
             used = 'history_memory_used_bytes{pool="parts"}'
-            until(lambda: metrics(measured)[used] == 2 * SMALL_PART)
+            until(lambda: measured.metrics()[used] == 2 * SMALL_PART)
             waiting.sendall(head + b"X-Request-Id: waiting\r\n\r\n")
-            until(lambda: metrics(measured)['history_memory_waiters{pool="parts"}'] == 1)
+            until(lambda: measured.metrics()['history_memory_waiters{pool="parts"}'] == 1)
             time.sleep(0.4)
         waiting.sendall(bytes(SMALL_PART))
         assert read_answer(waiting).startswith(b"HTTP/1.1 200")
@@ -131,7 +123,7 @@ def test_a_cut_answer_is_no_complete_one(
 ) -> None:
     bundle = bytes(SMALL_PART + 1000)
     bundle_id = measured.upload(bundle)
-    before = metrics(measured)
+    before = measured.metrics()
     proxy.faults.append(Fault("GetObject", Truncate(SMALL_PART), after=1))
     proxy.faults.append(Fault("GetObject", Truncate(0), times=3, after=1))
     with pytest.raises(httpx.RemoteProtocolError):
@@ -167,7 +159,7 @@ def test_a_request_id_is_taken_where_it_is_fit_for_a_log_else_made(
 
 
 def test_no_label_is_for_clients_to_fill(measured: Service) -> None:
-    before = metrics(measured)
+    before = measured.metrics()
     raw_request(measured.url, b"BREW /pot HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     raw_request(measured.url, b"PUT /files/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
     counted = change(measured, before)
@@ -177,7 +169,7 @@ def test_no_label_is_for_clients_to_fill(measured: Service) -> None:
 
 
 def test_requests_and_bytes_are_counted(measured: Service) -> None:
-    before = metrics(measured)
+    before = measured.metrics()
     measured.upload(bytes(1000))
     counted = change(measured, before)
     name = 'history_request_seconds_count{method="POST",route="/upload",status="200"}'
@@ -189,7 +181,7 @@ def test_requests_and_bytes_are_counted(measured: Service) -> None:
 
 def test_proofs_are_counted_by_their_way(measured: Service) -> None:
     small, large = bytes(1000), bytes(SMALL_PART + 1)
-    before = metrics(measured)
+    before = measured.metrics()
     proofs = {bundle: sign(KEY, bundle) for bundle in (small, large)}
     ids = {bundle: measured.upload(bundle, proofs[bundle]["X-HMAC"]) for bundle in proofs}
     for bundle, proof in proofs.items():
@@ -212,7 +204,7 @@ def test_proofs_are_counted_by_their_way(measured: Service) -> None:
 
 
 def test_what_s3_did_is_counted(measured: Service, proxy: Proxy) -> None:
-    before = metrics(measured)
+    before = measured.metrics()
     bundle_id = measured.upload(b"bundle")
     proxy.faults.append(Fault("GetObjectTagging", Respond(503, "SlowDown")))
     proxy.faults.append(Fault("GetObjectTagging", Respond(403, "AccessDenied")))
@@ -225,7 +217,7 @@ def test_what_s3_did_is_counted(measured: Service, proxy: Proxy) -> None:
 
 
 def test_aborted_uploads_are_counted_by_their_reason(measured: Service) -> None:
-    before = metrics(measured)
+    before = measured.metrics()
     measured.http.post("/upload", content=b"")
     with dial(measured.url) as connection:
         connection.sendall(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nbun")
@@ -236,7 +228,7 @@ def test_aborted_uploads_are_counted_by_their_reason(measured: Service) -> None:
 
 def test_nothing_is_held_in_the_end(measured: Service) -> None:
     """By all the tests above."""
-    found = metrics(measured)
+    found = measured.metrics()
     for pool in ("parts", "slots"):
         assert found[f'history_memory_used_bytes{{pool="{pool}"}}'] == 0
         assert found[f'history_memory_waiters{{pool="{pool}"}}'] == 0

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from service import client, readiness
+from tests import dice
 from tests.clients import sign, until
 from tests.conftest import SMALL_PART, Serve, Service
 from tests.proxy import Proxy
@@ -164,8 +165,7 @@ def test_ten_seconds_without_s3(
 
 
 def outage(store: Store, serve: Serve, caplog: pytest.LogCaptureFixture, *, seconds: float) -> None:
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"\nseed {seed}")
+    seed = dice.seed(soak=seconds > 1)
     with Proxy(store.endpoint_url) as proxy:
         service = serve(endpoint_url=proxy.url, part_size=SMALL_PART)
         crowd = Crowd(service, random.Random(seed))

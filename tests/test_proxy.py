@@ -16,7 +16,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError
 
-from tests.clients import dial, read_all, until
+from tests.clients import dial, read_all, read_exactly, until
 from tests.proxy import (
     Delay,
     Drip,
@@ -104,13 +104,6 @@ def scripted(script: Callable[[socket.socket], object]) -> Iterator[str]:
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()
-
-
-def read(connection: socket.socket, size: int) -> bytes:
-    received = bytearray()
-    while len(received) < size and (data := connection.recv(size - len(received))):
-        received += data
-    return bytes(received)
 
 
 def read_head(connection: socket.socket) -> bytes:
@@ -214,7 +207,7 @@ def test_heads_and_chunks_pass_as_they_are_for_as_long_as_the_store_keeps_a_conn
     with scripted(script) as url, Proxy(url) as proxy, dial(proxy.url) as connection:
         for _ in range(3):
             connection.sendall(GET)
-            assert read(connection, len(answer + chunks)) == answer + chunks
+            assert read_exactly(connection, len(answer + chunks)) == answer + chunks
         assert proxy.open_connections == 1
         assert all(seen.completed and seen.sent == 3 for seen in proxy.requests)
     assert heads == [GET] * 3
@@ -282,7 +275,7 @@ def test_who_does_not_read_is_not_read_for() -> None:
         until(lambda: bool(taken))
         assert taken[0] < size / 2
         read_head(connection)
-        assert len(read(connection, size)) == size
+        assert len(read_exactly(connection, size)) == size
 
 
 def test_a_fault_strikes_when_it_is_due(proxy: Proxy) -> None:
@@ -366,7 +359,7 @@ def test_a_stall_ends_with_the_proxy(moto: Store, behind: Any) -> None:
         connection = dial(proxy.url)
         connection.sendall(GET)
         read_head(connection)
-        assert read(connection, 1_000) == OBJECT[:1_000]
+        assert read_exactly(connection, 1_000) == OBJECT[:1_000]
         assert proxy.requests[0].sent == 1_000
         assert not proxy.requests[0].completed
     with connection, pytest.raises(ConnectionResetError):

@@ -8,6 +8,7 @@ from collections import Counter
 import httpx
 import pytest
 
+from tests import dice
 from tests.clients import sign
 from tests.conftest import Serve, Service
 
@@ -21,8 +22,7 @@ AT_ONCE = 4
 )
 def test_what_is_deleted_is_never_served_again(serve: Serve, races: int) -> None:
     """On Ceph, a tag that is being written while an object is deleted can bring it back."""
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"\nseed {seed}")
+    seed = dice.seed(soak=races > 100)
     service = serve()
     outcomes = asyncio.run(asyncio.wait_for(run(service, races, random.Random(seed)), 280))
     print(dict(outcomes))

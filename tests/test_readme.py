@@ -118,28 +118,6 @@ def test_every_store_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-@pytest.mark.parametrize(
-    ("chosen", "code", "found"),
-    [
-        ("", 0, set(STORES)),
-        ("moto,ceph", 0, {"moto", "ceph"}),
-        ("minio", 4, set()),
-    ],
-)
-def test_one_variable_chooses_the_stores(chosen: str, code: int, found: set[str]) -> None:
-    said = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/test_end_to_end.py"],
-        cwd=ROOT,
-        env=clean_environment(STORES=chosen),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert said.returncode == code, said.stdout + said.stderr
-    assert set(re.findall(r"^tests/\S+\[(\w+)", said.stdout, re.MULTILINE)) == found
-    assert code == 0 or "STORES is some of moto,localstack,ceph, not minio" in said.stderr
-
-
 def test_the_map_names_every_module() -> None:
     assert service.__doc__ is not None
     modules = {path.stem for path in (ROOT / "service").glob("*.py")} - {"__init__"}

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from service import client
+from tests import dice
 from tests.clients import sign
 from tests.conftest import SMALL_PART, Serve, Service
 from tests.proxy import Action, Delay, Fault, Proxy, Reset, Respond, Stall
@@ -84,9 +85,7 @@ def test_refusals_resets_and_stalls_go_unnoticed(
     store: Store, serve: Serve, monkeypatch: pytest.MonkeyPatch, rough: Rough
 ) -> None:
     """Every fifth request is refused, every tenth body reset, every fiftieth of both stalls."""
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"\nseed {seed}")
-    rng = random.Random(seed)
+    rng = random.Random(dice.seed(soak=rough.read_timeout is None))
     if rough.read_timeout is not None:
         monkeypatch.setattr(client, "READ_TIMEOUT", rough.read_timeout)
     with Proxy(store.endpoint_url) as proxy:

@@ -1,14 +1,17 @@
 """How the tests themselves run: against which store, and what they report."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import s3_client
-from tests.stores import Store, free_ports, moto
+from tests.conftest import STORES, aws_environment, chosen_stores, only_ci, s3_client
+from tests.stores import Store, free_ports
 from tests.test_cli import clean_environment
+
+pytestmark = only_ci
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,16 +41,26 @@ def buckets(store: Store) -> set[str]:
     return {bucket["Name"] for bucket in s3_client(store).list_buckets()["Buckets"]}
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_the_environment_names_the_store(workers: str) -> None:
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_the_environment_names_the_store(store: Store, workers: str) -> None:
     """In xdist's workers too: without them, each would quietly start a moto of its own."""
-    with moto() as named:
-        code, output = run_pytest(
-            ONE_TEST, f"--numprocesses={workers}", AWS_ENDPOINT_URL_S3=named.endpoint_url
-        )
-        assert code == 0, output
-        assert f"\nstore: {named.endpoint_url} (from AWS_ENDPOINT_URL_S3), for all" in output
-        assert buckets(named)
+    before = buckets(store)
+    with aws_environment(store) as variables:
+        code, output = run_pytest(ONE_TEST, f"--numprocesses={workers}", **variables)
+    assert code == 0, output
+    assert f"\nstore: {store.endpoint_url} (from AWS_ENDPOINT_URL_S3), for all" in output
+    assert buckets(store) > before
+
+
+def test_one_variable_chooses_the_stores() -> None:
+    assert chosen_stores("") == list(STORES)
+    with pytest.raises(pytest.UsageError, match=f"some of {','.join(STORES)}, not moto,minio"):
+        chosen_stores("moto,minio")
+    code, output = run_pytest(
+        "--collect-only", "-q", "tests/test_end_to_end.py", STORES="moto,ceph"
+    )
+    assert code == 0, output
+    assert set(re.findall(r"^tests/\S+\[(\w+)", output, re.MULTILINE)) == {"moto", "ceph"}
 
 
 def test_a_named_store_that_is_not_there_is_said_at_once() -> None:
@@ -68,12 +81,9 @@ def test_a_named_store_that_is_not_there_is_said_at_once() -> None:
 @pytest.mark.parametrize("ci", ["", "true"])
 def test_what_is_not_installed_is_said_once_and_fails_in_ci(tmp_path: Path, ci: str) -> None:
     """One line for all tests that miss the same."""
-    for program in ("openssl", "env"):
-        (tmp_path / program).symlink_to(f"/usr/bin/{program}")
-    code, output = run_pytest(
-        "tests/test_compatibility.py", "-k=curl or node", PATH=str(tmp_path), CI=ci
-    )
-    assert output.count("curl is not installed") == output.count("Node.js is not installed") == 1
-    assert " tests: curl is not installed: apt-get install curl\n" in output
+    tests = "tests/test_kubernetes.py::test_kustomize_makes_the_same_of_it"
+    code, output = run_pytest(tests, PATH=str(tmp_path), CI=ci)
+    assert output.count("kubectl is not installed") == 1
+    assert "\n2 tests: kubectl is not installed: see kubernetes.io/docs/tasks/tools\n" in output
     assert code == (pytest.ExitCode.TESTS_FAILED if ci else pytest.ExitCode.OK), output
     assert ("CI is true" in output) == bool(ci)

@@ -8,7 +8,16 @@ from http.client import HTTPResponse
 import pytest
 
 from service.problems import STATUS
-from tests.clients import dial, raw_request, read_all, read_answer, sign, until
+from tests.clients import (
+    dial,
+    hung_up,
+    raw_request,
+    read_all,
+    read_answer,
+    read_exactly,
+    sign,
+    until,
+)
 from tests.conftest import Serve, Service
 
 KEY = "a signing key"
@@ -62,7 +71,8 @@ def test_overload_is_said_before_the_body_is_read(serve: Serve) -> None:
     with dial(service.url) as one, dial(service.url) as other:
         for connection in (one, other):
             connection.sendall(head + b"some")
-        until(lambda: service.http.get("/healthz").status_code == 200)
+        used = 'history_memory_used_bytes{pool="parts"}'
+        until(lambda: service.metrics()[used] == 10 * MIB)
         answer = raw_request(service.url, head)
         assert answer.startswith(b"HTTP/1.1 503 ")
         assert b"retry-after: " in answer
@@ -88,7 +98,8 @@ def test_expect_100_continue_is_refused_before_the_body_is_asked_for(service: Se
     assert answer.startswith(b"HTTP/1.1 413 ")
     with dial(service.url) as connection:
         connection.sendall(head + b"Connection: close\r\nContent-Length: 6\r\n\r\n")
-        assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        going_on = b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert read_exactly(connection, len(going_on)) == going_on
         connection.sendall(b"bundle")
         assert read_all(connection).startswith(b"HTTP/1.1 200 ")
 
@@ -110,7 +121,7 @@ def test_a_reader_that_never_reads_is_left(serve: Serve) -> None:
     proof = "".join(f"{name}: {value}\r\n" for name, value in sign(KEY, bundle).items())
     with dial(service.url) as connection:
         connection.sendall(f"GET /files/{bundle_id} HTTP/1.1\r\nHost: x\r\n{proof}\r\n".encode())
-        time.sleep(3)
+        until(lambda: hung_up(connection), seconds=10)
         with pytest.raises(ConnectionResetError):
             read_all(connection)
 

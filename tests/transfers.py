@@ -5,7 +5,6 @@ An `Upload`, `Download` or `Delete` is a plain value; `run` does it and says wha
 
 import base64
 import hashlib
-import random
 import select
 import socket
 import struct
@@ -13,11 +12,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from http.client import HTTPException, HTTPResponse
 from typing import Literal
 
-from tests.clients import dial, sign
+from tests.clients import dial, random_bytes, sign
 
 PIECE = 64 * 1024
 
@@ -53,16 +51,11 @@ class Bundle:
 
     @property
     def content(self) -> bytes:
-        return _random_bytes(self.seed, self.size)
+        return random_bytes(self.seed, self.size)
 
     @property
     def key(self) -> str:
         return f"key {self.seed}"
-
-
-@lru_cache(maxsize=16)
-def _random_bytes(seed: int, size: int) -> bytes:
-    return random.Random(seed).randbytes(size)
 
 
 @dataclass(frozen=True)
