@@ -9,11 +9,13 @@ import uvloop
 from tests.bench import __main__ as bench
 from tests.bench import report
 from tests.bench.work import Work
+from tests.conftest import only_ci
 from tests.stores import Store
 
 ROUNDS = 1
 
 
+@only_ci
 def test_a_far_store_is_compared_on_every_way_and_drawn(store: Store) -> None:
     """With a part more than one, so that the service makes several calls for a transfer."""
     works = [
@@ -36,6 +38,7 @@ def test_a_far_store_is_compared_on_every_way_and_drawn(store: Store) -> None:
         assert len(marks) == len(works[:2]) + 1, "one a row, and one that says what it is"
 
 
+@only_ci
 def test_replicas_and_memory_are_measured(store: Store) -> None:
     with bench.setup(store, 0, count=2) as at:
         crowd = uvloop.run(bench.crowd(at, uploads=2, size=6 << 20))

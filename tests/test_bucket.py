@@ -8,6 +8,7 @@ from uuid import uuid4
 import boto3
 import pytest
 
+from service import client
 from service.bucket import lifecycle_rule
 from service.errors import BucketError
 from service.settings import Settings
@@ -22,6 +23,11 @@ OTHERS = {
     "Filter": {"Prefix": "logs/"},
     "Expiration": {"Days": 3},
 }
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "BACKOFF", 0.1)
 
 
 @pytest.fixture
@@ -127,9 +133,13 @@ def test_what_is_refused_is_said_with_the_next_step(
         proxy.faults.append(Fault(operation, answer, times=None))
         with pytest.raises(BucketError, match=said):
             make_bucket(refusing, config)
+
+
+def test_a_store_that_cannot_be_reached_is_said(store: Store, config: Settings) -> None:
+    with Proxy(store.endpoint_url) as proxy:
         proxy.unplug()
         with pytest.raises(BucketError, match="cannot be reached"):
-            make_bucket(refusing, config)
+            make_bucket(replace(store, endpoint_url=proxy.url), config)
 
 
 @GROUPS["ceph"]

@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 from click.testing import CliRunner
 
+from service import client
 from service.check import Finding, examine
 from service.cli import main
 from service.client import connect
@@ -38,9 +39,9 @@ def wrong(store: Store, bucket: str, ahead: float = 0, **variables: str) -> dict
     """What is found to be wrong, by its subject; each of it comes with a remedy."""
 
     async def findings() -> list[Finding]:
-        async with connect() as client:
+        async with connect() as s3:
             found = examine(
-                client,
+                s3,
                 bucket=bucket,
                 prefix="bundles/",
                 retention=7 * 86_400,
@@ -49,6 +50,7 @@ def wrong(store: Store, bucket: str, ahead: float = 0, **variables: str) -> dict
             return [finding async for finding in found]
 
     with aws_environment(store), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "BACKOFF", 0.1)
         for name, value in variables.items():
             patch.setenv(name, value)
         return {finding.subject: finding for finding in asyncio.run(findings()) if not finding.ok}

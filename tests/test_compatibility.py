@@ -30,7 +30,7 @@ import yaml
 
 from service.settings import Settings, load
 from tests import histories
-from tests.clients import dial, read_all, until
+from tests.clients import dial, random_bytes, read_all, until
 from tests.conftest import Serve, Service, running_service
 from tests.histories import BrokenBundle, History
 from tests.leaks import LEAKS
@@ -637,7 +637,7 @@ def test_a_body_that_breaks_off_ends_cleanly_for_no_client(
 def test_curl_resumes_a_download_that_was_cut(
     trusting: Service, tmp_path: Path, *, signed: bool
 ) -> None:
-    bundle = random.Random(8).randbytes(9 * MIB)
+    bundle = random_bytes(8, 9 * MIB)
     proof = {
         "X-HMAC": hmac.new(SIGNING_KEY.encode(), bundle, "sha256").hexdigest(),
         "X-SIGNING-KEY": SIGNING_KEY,
@@ -668,7 +668,7 @@ def test_curl_resumes_a_download_that_was_cut(
 def test_java_sends_a_body_that_is_no_second_request(trusting: Service) -> None:
     """Its offer of HTTP/2 is not taken, and what follows the head is the body and only that."""
     inside = b"\r\n\r\nDELETE /upload HTTP/1.1\r\nHost: x\r\n\r\n"
-    bundle = inside + random.Random(9).randbytes(200_000) + inside
+    bundle = inside + random_bytes(9, 200_000) + inside
     client = JdkHttpClient()
     with dial(trusting.url) as connection:
         for _ in range(3):

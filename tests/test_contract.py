@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import random
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import pytest
 
 from service.bodies import RESUMPTIONS
 from service.proof import Proof, receipt
-from tests.clients import raw_request, sign, until
+from tests.clients import random_bytes, raw_request, sign, until
 from tests.conftest import SMALL_PART, Serve, Service, running_service
 from tests.proxy import Fault, Proxy, Respond, Truncate
 from tests.stores import Store
@@ -26,7 +25,7 @@ SIZES = [1000, PART + 1000]
 
 
 def content(size: int) -> bytes:
-    return random.Random(size).randbytes(size)
+    return random_bytes(size, size)
 
 
 def digest(bundle: bytes) -> str:

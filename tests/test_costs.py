@@ -5,7 +5,6 @@ fail with the code undone that it guards.
 """
 
 import logging
-import random
 import threading
 import tracemalloc
 from collections import Counter
@@ -23,7 +22,7 @@ import pytest
 import uvloop
 
 from tests.bench import parties
-from tests.clients import dial, sign
+from tests.clients import dial, random_bytes, sign
 from tests.conftest import Serve, Service, aws_environment
 from tests.proxy import Proxy
 from tests.stores import Store
@@ -31,7 +30,7 @@ from tests.stores import Store
 KEY = "a signing key"
 MIB = 1 << 20
 PART = 8 * MIB
-ONE, MORE = (random.Random(size).randbytes(size) for size in (PART, 12 * MIB))
+ONE, MORE = (random_bytes(size, size) for size in (PART, 12 * MIB))
 """The largest bundle that is one part, by default, and one that is two."""
 
 

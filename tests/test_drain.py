@@ -35,7 +35,7 @@ class Replica:
         self._s3 = s3
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, trust_env=False)
+        return httpx.get(self.url + path, trust_env=False, verify=False)
 
     @property
     def gone(self) -> bool:

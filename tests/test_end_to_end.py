@@ -2,7 +2,6 @@
 
 import hashlib
 import hmac
-import random
 import subprocess
 import time
 from email.utils import parsedate_to_datetime
@@ -12,7 +11,7 @@ from uuid import UUID, uuid4
 import minio
 import pytest
 
-from tests.clients import dial, raw_request, sign, until
+from tests.clients import dial, random_bytes, raw_request, sign, until
 from tests.conftest import SMALL_PART, Serve, Service
 from tests.stores import Store
 
@@ -24,7 +23,7 @@ PART = SMALL_PART
 
 
 def content(size: int) -> bytes:
-    return random.Random(size).randbytes(size)
+    return random_bytes(size, size)
 
 
 @pytest.mark.parametrize("size", [1, 100_000, PART - 1, PART, PART + 1, 2 * PART, 11 * MIB])

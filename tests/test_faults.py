@@ -1,6 +1,5 @@
 """S3 fails, through a proxy that makes it: no false answer, no false object, nothing left."""
 
-import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ import pytest
 
 from service import client, leftovers
 from service.bodies import RESUMPTIONS
-from tests.clients import dial, sign, until
+from tests.clients import dial, random_bytes, sign, until
 from tests.conftest import SMALL_PART, Serve, Service, running_service
 from tests.proxy import (
     CHUNK,
@@ -31,7 +30,7 @@ from tests.stores import Store
 
 KEY = "a signing key"
 PART = SMALL_PART
-SMALL, LARGE = (random.Random(7).randbytes(size) for size in (1000, 2 * PART + 1000))
+SMALL, LARGE = (random_bytes(7, size) for size in (1000, 2 * PART + 1000))
 DOWN, REFUSED = Respond(503, "ServiceUnavailable"), Respond(403, "AccessDenied")
 WRITES = {
     "PutObject": SMALL,
@@ -391,7 +390,7 @@ def test_what_a_lost_connection_still_sends_is_of_its_own_bundle(
 ) -> None:
     """Of an upload that was aborted while S3 took no more of its part; others have its memory."""
     part = 16 << 20
-    aborted, *others = (random.Random(seed).randbytes(2 * part + 1000) for seed in range(3))
+    aborted, *others = (random_bytes(seed, 2 * part + 1000) for seed in range(3))
     stalled = Withhold()
     with Proxy(store.endpoint_url, ahead=CHUNK) as proxy:
         service = serve(endpoint_url=proxy.url, part_size=part, memory_budget=2 * part)
