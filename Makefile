@@ -14,7 +14,7 @@ COVERAGE := $(if $(filter true,$(CI)),--cov --cov-report=)
 # Python keeps compiled modules: the tests start many processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test store stack soak bench lint format clean lock localstack infra-tools ministack
+.PHONY: run test store stack soak bench install-test lint format clean lock localstack infra-tools ministack
 
 run: $(VENV)/dev-ready  ## the service with an embedded S3 store, in memory
 	@$(BIN)/python -m service serve --dev
@@ -34,6 +34,9 @@ soak: $(VENV)/test-ready  ## the tests that take minutes
 
 bench: $(VENV)/test-ready $(MINISTACK)/ready  ## how near the service comes to S3 itself, with a plot
 	$(BIN)/python -m tests.bench --save tests/bench
+
+install-test: $(VENV)/test-ready  ## the installation with each Python found here and other pips
+	@$(BIN)/python -m tests.install_check
 
 lint: $(VENV)/test-ready
 	$(BIN)/ruff check

@@ -1,8 +1,11 @@
 """The lock files: what they pin, and what the installed packages ask for."""
 
+import hashlib
 import re
 import tomllib
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
@@ -49,9 +52,14 @@ def requirements(
     there: Distribution, extras: Iterable[str], environment: Mapping[str, str]
 ) -> Iterator[Requirement]:
     """Yield what an installed distribution asks for with these extras, in this environment."""
-    for requirement in map(Requirement, there.requires or []):
+    for requirement in _parsed(tuple(there.requires or ())):
         if any(applies(requirement, {**environment, "extra": extra}) for extra in {"", *extras}):
             yield requirement
+
+
+@cache
+def _parsed(texts: tuple[str, ...]) -> list[Requirement]:
+    return [Requirement(text) for text in texts]
 
 
 def closure(asked: Iterable[str], site: Path) -> dict[str, str]:
@@ -69,3 +77,17 @@ def closure(asked: Iterable[str], site: Path) -> dict[str, str]:
                 done.add((name, extra))
                 queue += requirements(there[name], [extra], {})
     return found
+
+
+def add_release(index: Path, name: str, release: str, *requires: str) -> str:
+    """Add a wheel to an index, and return the line that pins it."""
+    wheel = index / f"{name}-{release}-py3-none-any.whl"
+    info = f"{name}-{release}.dist-info"
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {release}\nProvides-Extra: toml\n"
+    metadata += "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(f"{name}.py", "")
+        archive.writestr(f"{info}/METADATA", metadata)
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    return f"{name}=={release} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"

@@ -1,13 +1,12 @@
 """Installation depends on the locks alone: not on the date, nor on pip's version."""
 
-import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-import zipfile
+import venv
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,10 +15,11 @@ from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 
 from tests import stores
-from tests.conftest import installed
+from tests.conftest import installed, only_ci
 from tests.locks import (
     PROJECT,
     ROOT,
+    add_release,
     closure,
     entries,
     installed_in,
@@ -181,20 +181,6 @@ backend-path = ["."]
 """
 
 
-def add_release(index: Path, name: str, release: str, *requires: str) -> str:
-    """Add a wheel to an index, and return the line that pins it."""
-    wheel = index / f"{name}-{release}-py3-none-any.whl"
-    info = f"{name}-{release}.dist-info"
-    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {release}\nProvides-Extra: toml\n"
-    metadata += "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(f"{name}.py", "")
-        archive.writestr(f"{info}/METADATA", metadata)
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        archive.writestr(f"{info}/RECORD", "")
-    return f"{name}=={release} --hash=sha256:{hashlib.sha256(wheel.read_bytes()).hexdigest()}\n"
-
-
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A project with this Makefile, whose locks are older than the newest releases.
@@ -219,6 +205,14 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
+def make_environment(project: Path) -> None:
+    """Make the virtual environment beforehand, with this one's pip: `make` takes a while for it."""
+    environment = project / ".venv"
+    venv.create(environment, symlinks=True)
+    for folder in PURELIB.glob("pip*"):
+        shutil.copytree(folder, environment / folder.relative_to(sys.prefix))
+
+
 def make(project: Path, target: str) -> subprocess.CompletedProcess[str]:
     index = project.parent / "index"
     variables = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index), "PYTHON": sys.executable}
@@ -238,8 +232,10 @@ def versions(project: Path) -> dict[str, str]:
     return {name: there.version for name, there in installed_in(site).items() if name != "pip"}
 
 
+@only_ci
 def test_make_installs_the_pins_where_there_are_newer_releases(project: Path) -> None:
-    """With the pip that this Python brings; `make install-test` tries other versions of pip."""
+    """With the pip that runs these tests; `make install-test` tries other versions of pip."""
+    make_environment(project)
     done = make(project, ".venv/dev-ready")
     assert done.returncode == 0, done.stderr
     dev = {"used": "1.0", "user": "1.0", "project": "1"}
@@ -250,7 +246,9 @@ def test_make_installs_the_pins_where_there_are_newer_releases(project: Path) ->
     assert versions(project)["plugin"] == "1.0"
 
 
+@only_ci
 def test_make_notices_a_lock_that_is_not_complete(project: Path) -> None:
+    make_environment(project)
     lock = project / "requirements" / "dev.txt"
     lock.write_text(lock.read_text().partition("used==")[0])
     done = make(project, ".venv/dev-ready")
