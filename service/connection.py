@@ -47,13 +47,14 @@ _REFUSALS = {
 
 
 class Inlet(asyncio.BufferedProtocol):
-    """Read no more at a time than is wanted: uvloop would take up to 256 KB from everybody."""
+    """Read no more at a time than is wanted: uvloop would take up to 256 KB from everybody.
 
-    _buffer = memoryview(bytearray(256 * 1024))
-    """Shared by all connections, as what is read is taken out of it at once."""
+    `buffer` is for all connections of one event loop: another thread would write over it.
+    """
 
-    def __init__(self, protocol: "Protocol") -> None:
+    def __init__(self, protocol: "Protocol", buffer: memoryview) -> None:
         self._protocol = protocol
+        self._buffer = buffer
         self.connection_made = protocol.connection_made  # type: ignore[method-assign,assignment]
         self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
         self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]

@@ -57,6 +57,10 @@ def url(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+MAX_READ = 256 * 1024
+"""Bytes of a body that are read at a time."""
+
+
 class Server(uvicorn.Server):
     """Serve `app` on `listener` until SIGTERM or SIGINT; `ready` is called once it answers.
 
@@ -91,6 +95,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=drain_timeout,
             )
         )
+        self._buffer = memoryview(bytearray(MAX_READ))
         self._listener = listener
         self._patience = read_timeout
         self._ready = ready
@@ -143,7 +148,7 @@ class Server(uvicorn.Server):
                 )
 
     def _connection(self, **arguments: Any) -> Inlet:
-        return Inlet(Protocol(**arguments, patience=self._patience))
+        return Inlet(Protocol(**arguments, patience=self._patience), self._buffer)
 
     async def on_tick(self, counter: int) -> bool:
         ending = await super().on_tick(counter) or time.monotonic() >= self._drained_at

@@ -3,6 +3,7 @@
 import re
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,8 +15,8 @@ import pytest
 
 from service.connection import READ_AHEAD
 from service.parser import RequestParser
-from tests.clients import dial, read_all, read_answer
-from tests.conftest import Service
+from tests.clients import dial, random_bytes, read_all, read_answer, sign
+from tests.conftest import Serve, Service
 
 KIB = 1024
 LARGE = 300 * KIB
@@ -211,3 +212,17 @@ def test_nothing_passes_once_there_is_an_answer() -> None:
     begun = conversation(HEAD)
     begun.send(h11.Response(status_code=400, headers=[]))
     assert not begun.passes(1)
+
+
+def test_two_servers_in_one_process_keep_their_bytes_apart(service: Service, serve: Serve) -> None:
+    """Each server's thread reads while the other one takes out what it has read."""
+    other = serve()
+    small = [random_bytes(seed, 300_000) for seed in range(2)]
+
+    def uploads(at: Service, bundle: bytes) -> set[int]:
+        headers = sign("the key of two servers", bundle)
+        answers = (at.http.post("/upload", content=bundle, headers=headers) for _ in range(40))
+        return {answer.status_code for answer in answers}
+
+    with ThreadPoolExecutor(2) as threads:
+        assert set().union(*threads.map(uploads, (service, other), small)) == {200}
