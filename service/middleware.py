@@ -75,20 +75,23 @@ class NormalizePathMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope = {**scope, "path": _normalized(scope["raw_path"])}
+            scope = {**scope, "path": _normalized(scope["raw_path"], scope["path"])}
         await self._app(scope, receive, send)
 
 
-def _normalized(raw_path: bytes) -> str:
+def _normalized(raw_path: bytes, decoded: str) -> str:
     """Return the decoded path with single slashes and none at its end.
+
+    `decoded` is the whole of `raw_path` as the server decoded it: doing that again takes a quarter
+    of the CPU time of a request whose path has 2,700 escapes.
 
     The origin goes before decoding (RFC 9112, section 3.2.2): `http://h%2fmetrics%2f/` names the
     path `/`, for this service as for every proxy in front of it. Bytes that are no ASCII become
     other characters that are none.
     """
     origin = _ORIGIN.match(raw_path)
-    path = raw_path[origin.end() :] if origin else raw_path
-    return _SLASHES.sub("/", unquote_to_bytes(path).decode("latin-1")).rstrip("/") or "/"
+    path = unquote_to_bytes(raw_path[origin.end() :]).decode("latin-1") if origin else decoded
+    return _SLASHES.sub("/", path).rstrip("/") or "/"
 
 
 class Linger:

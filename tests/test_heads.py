@@ -15,6 +15,7 @@ import pytest
 from service.middleware import MAX_TARGET
 from service.parser import MAX_HEAD, MAX_LINES
 from service.problems import STATUS
+from service.proof import MAX_MEMBERS
 from tests import spellings
 from tests.attackers import Attack, attacking
 from tests.clients import dial, raw_request, read_all, read_answer
@@ -163,7 +164,7 @@ FLOODS = {
     "accept": "GET / HTTP/1.1\r\nHost: x\r\nAccept: " + "a;q=1 ," * 2300 + "\r\n\r\n",
     "etags": "GET /files/x HTTP/1.1\r\nHost: x\r\nIf-Match: " + 'W/"' * 5400 + "\r\n\r\n",
     "digests": "POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Digest: "
-    + "a=::," * 3200
+    + ",".join(["aaaaaaaaa=::"] * MAX_MEMBERS)
     + "\r\n\r\n",
     "form": "POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n"
     f"Content-Type: multipart/form-data; {'a=b;' * 4000}\r\n\r\n",

@@ -170,7 +170,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "Accept": pages.prefers_html,
     "Content-Type": lambda value: forms._Form(b"multipart/form-data;" + value.encode()),  # noqa: SLF001
     "Content-Disposition": disposition,
-    "path": lambda value: middleware._normalized(value.encode()),  # noqa: SLF001
+    "path": lambda value: middleware._normalized(f"http://x/{value}".encode(), ""),  # noqa: SLF001
     "path of the access log": lambda value: journal._bundle(f"/files/{value}"),  # noqa: SLF001
     "shortened path": lambda value: journal._shortened(f"/files/{value}"),  # noqa: SLF001
 }

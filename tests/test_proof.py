@@ -178,3 +178,9 @@ def test_a_digest_header_is_what_rfc_9651_says(
 
 def test_digest_field() -> None:
     assert digest_field(DIGEST.hexdigest()) == FIELD
+
+
+def test_digest_headers_have_at_most_256_members() -> None:
+    assert parse_digests("Repr-Digest", b",".join([b"a=::"] * 256)) is None
+    with pytest.raises(MalformedHeader, match="at most 256"):
+        parse_digests("Repr-Digest", b",".join([b"a=::"] * 257))
