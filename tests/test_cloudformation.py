@@ -462,7 +462,8 @@ def _route(path: str) -> str | None:
     async def note(scope: Any, receive: Any, send: Any) -> None:
         seen.extend(route.path for route in ROUTES if route.matches(scope)[0] is not Match.NONE)
 
-    scope = {"type": "http", "method": "GET", "raw_path": path.encode(), "headers": []}
+    paths = {"path": path, "raw_path": path.encode()}
+    scope = {"type": "http", "method": "GET", "headers": [], **paths}
     asyncio.run(NormalizePathMiddleware(note)(scope, None, None))  # type: ignore[arg-type]
     return seen[0] if seen else None
 
