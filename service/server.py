@@ -28,6 +28,9 @@ KEEP_ALIVE = 75
 LAST_CALL = 0.5
 """Seconds after the listener has closed in which a request is still taken on."""
 
+MAX_READ = 256 * 1024
+"""Bytes of a body that are read at a time."""
+
 
 def listen(host: str, port: int) -> socket.socket:
     """Bind a TCP socket, port 0 for any free one. `AddressInUse` says what stands in the way."""
@@ -55,10 +58,6 @@ def url(listener: socket.socket) -> str:
     if host in {"0.0.0.0", "127.0.0.1", "::", "::1"}:
         host = "localhost"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-MAX_READ = 256 * 1024
-"""Bytes of a body that are read at a time."""
 
 
 class Server(uvicorn.Server):

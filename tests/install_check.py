@@ -10,9 +10,11 @@ import asyncio
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,7 +43,10 @@ NEWER = ("coverage", "urllib3", "moto", "aiobotocore")
 
 AT_ONCE = 2
 TIMEOUT = 400
-"""Seconds for one combination; it takes about 40 with a warm cache."""
+"""Seconds for one command; an installation takes about 40 with a warm cache."""
+
+RUN_TIMEOUT = 120
+"""Seconds after which a service that has not ended by itself is killed."""
 
 
 def pythons() -> dict[str, Path]:
@@ -127,6 +132,8 @@ def made_run(project: Path, environment: dict[str, str]) -> Iterator[str]:
         process_group=0,
     ) as process:
         assert process.stdout is not None
+        watchdog = threading.Timer(RUN_TIMEOUT, os.killpg, (process.pid, signal.SIGKILL))
+        watchdog.start()
         try:
             banner = ""
             while not (ready := re.search(r"--output .*?(http://localhost:\d+)", banner)):
@@ -135,7 +142,9 @@ def made_run(project: Path, environment: dict[str, str]) -> Iterator[str]:
                 banner += line
             yield ready[1]
         finally:
-            os.killpg(process.pid, 2)
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait()
+            watchdog.cancel()
 
 
 def assert_returns_a_bundle(url: str) -> None:

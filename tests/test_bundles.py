@@ -242,7 +242,7 @@ def test_bundles_in_the_same_memory_keep_their_own_bytes(
     store: Store, service: Service, new_pages: list[int], parts: int, *, length: bool
 ) -> None:
     """Of known length or not, and whether or not there is memory for two parts at once."""
-    bundles = [random_bytes(seed, 3 * PART + 1000) for seed in range(2)]
+    bundles = [random_bytes(seed, 3 * PART + 1000) for seed in range(4)]
 
     async def test(served: Bundles, storage: Held) -> None:
         storage.holds = set()

@@ -171,6 +171,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "Content-Type": lambda value: forms._Form(b"multipart/form-data;" + value.encode()),  # noqa: SLF001
     "Content-Disposition": disposition,
     "path": lambda value: middleware._normalized(f"http://x/{value}".encode(), ""),  # noqa: SLF001
+    "decoded path": lambda value: middleware._normalized(b"/", f"/{value}"),  # noqa: SLF001
     "path of the access log": lambda value: journal._bundle(f"/files/{value}"),  # noqa: SLF001
     "shortened path": lambda value: journal._shortened(f"/files/{value}"),  # noqa: SLF001
 }
