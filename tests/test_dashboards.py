@@ -218,7 +218,7 @@ def test_every_alert_has_its_section_in_the_runbook() -> None:
     [runbook] = re.findall(r"^## Runbook\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE)
     assert re.findall("^### (.*)$", runbook, re.MULTILINE) == [alert["alert"] for alert in ALERTS]
     sections = re.split("^### .*$", runbook, flags=re.MULTILINE)[1:]
-    assert all("**Means.**" in section and "**Do.**" in section for section in sections)
+    assert all("**Meaning.**" in section and "**Fix.**" in section for section in sections)
 
 
 def test_every_alert_is_tried_in_fair_weather_and_foul() -> None:
