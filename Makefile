@@ -1,4 +1,4 @@
-# Everything here works on a machine that has Python >= 3.11, make and the package index.
+# All targets work on a machine that has only Python >= 3.11, make and access to the package index.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,10 +8,10 @@ INFRA := .venv-infra
 MINISTACK := .venv-ministack
 UV := uv==0.13.9
 
-# Coverage doubles the time of the tests before Python 3.14, so only CI measures it.
+# Before Python 3.14, measuring coverage doubles the time of the tests. So only CI measures it.
 COVERAGE := $(if $(filter true,$(CI)),--cov --cov-report=)
 
-# Python keeps compiled modules: the tests start many processes.
+# Let Python cache compiled modules: the tests start many Python processes.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test store stack soak bench install-test lint format clean lock localstack infra-tools ministack
@@ -23,7 +23,7 @@ test: $(VENV)/test-ready store lint  ## what CI runs
 	$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup $(COVERAGE)
 	$(if $(COVERAGE),$(BIN)/coverage report)
 
-store:  # that AWS_ENDPOINT_URL_S3 names, if it does, is there: nothing else is tried before
+store:  # if AWS_ENDPOINT_URL_S3 is set, check that this store answers, before anything else runs
 	@$(if $(AWS_ENDPOINT_URL_S3),$(BIN)/python -m tests.stores)
 
 stack: $(VENV)/test-ready $(LOCALSTACK)/ready  ## localstack.yml without Docker: two replicas behind nginx
@@ -32,10 +32,10 @@ stack: $(VENV)/test-ready $(LOCALSTACK)/ready  ## localstack.yml without Docker:
 soak: $(VENV)/test-ready  ## the tests that take minutes
 	$(BIN)/python -m pytest -m soak -s --timeout=900
 
-bench: $(VENV)/test-ready $(MINISTACK)/ready  ## how near the service comes to S3 itself, with a plot
+bench: $(VENV)/test-ready $(MINISTACK)/ready  ## compare the throughput with S3 itself, with a plot
 	$(BIN)/python -m tests.bench --save tests/bench
 
-install-test: $(VENV)/test-ready  ## the installation with each Python found here and other pips
+install-test: $(VENV)/test-ready  ## install with each Python on this machine and other pips
 	@$(BIN)/python -m tests.install_check
 
 lint: $(VENV)/test-ready
@@ -58,7 +58,7 @@ clean:
 	rm -rf $(VENV) $(LOCALSTACK) $(INFRA) $(MINISTACK) .coverage* .*_cache .hypothesis build dist
 
 # --- Installation -------------------------------------------------------------------------------
-# Every file in requirements/ lists all packages with their hashes, so pip installs them without
+# Every lock in requirements/ lists all packages with their hashes, so pip installs them without
 # resolving anything. The result depends neither on the date nor on the version of pip: a resolver
 # can reject a complete lock, or prefer a newer release. `pip check` then compares what is installed
 # with what the packages ask for.
@@ -67,7 +67,7 @@ PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-deps --re
 define install_lock  # $(1): the virtual environment, $(2): its lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo 'Python 3.11 or newer is required: make PYTHON=python3.13 …' >&2; exit 1; }
-	@# A usable environment that somebody else made is kept, with the pip that it has.
+	@# Keep a usable environment that was not made here, with its own pip.
 	@test ! -e $(1)/ready && test ! -e $(1)/dev-ready && $(1)/bin/python -c 'import pip, sys; \
 		sys.exit(sys.version_info < (3, 11))' 2>/dev/null || $(PYTHON) -m venv --clear $(1)
 	@echo 'Installing $(2) into $(1) …'
@@ -79,7 +79,7 @@ define check_installed  # $(1): the virtual environment
 		{ echo "$$output" >&2; exit 1; }
 endef
 
-# A change of either lock makes a new environment: packages that are no longer listed must go.
+# A change of either lock makes a new environment, so that packages that are no longer listed go.
 $(VENV)/dev-ready: requirements/dev.txt requirements/test.txt pyproject.toml
 	$(call install_lock,$(VENV),requirements/dev.txt)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
@@ -93,7 +93,7 @@ $(VENV)/test-ready: $(VENV)/dev-ready
 	$(call check_installed,$(VENV))
 	@touch $@
 
-# These three pin a botocore of their own, so they share no environment with the service.
+# These three pin their own botocore, so each has an environment separate from the service's.
 $(LOCALSTACK)/ready: requirements/localstack.txt
 $(INFRA)/ready: requirements/infra-tools.txt
 $(MINISTACK)/ready: requirements/ministack.txt
