@@ -534,7 +534,7 @@ def test_upload_failures(tmp_path: Path, serve: Serve, stub: Stub, closed_port: 
     cases: Cases = {
         "no keys": (
             Call(UPLOAD, variables={"SIGNING_KEY": None, "AES_KEY": " "}),
-            "Unset or empty: SIGNING_KEY, AES_KEY: export",
+            "Export a value for SIGNING_KEY, AES_KEY first",
         ),
         "newline": (Call(UPLOAD, variables={"SIGNING_KEY": "a\nb"}), "SIGNING_KEY has a control"),
         "not utf-8": (Call(UPLOAD, variables={"AES_KEY": b"\xff"}), "AES_KEY is not UTF-8"),
@@ -564,7 +564,7 @@ def test_upload_failures(tmp_path: Path, serve: Serve, stub: Stub, closed_port: 
             "silent for a minute: try again",
         ),
         "endless": (Call(UPLOAD, url=stub.url("endless")), "server failed: .*500: Internal"),
-        "redirect": (Call(UPLOAD, url=stub.url("redirect")), "no redirect: .*307: /html/"),
+        "redirect": (Call(UPLOAD, url=stub.url("redirect")), "not follow redirects: .*307: /html/"),
         "400": (Call(UPLOAD, url=stub.url("400")), r"refused .*HISTORY_URL .*400: Send a header\."),
         "422": (Call(UPLOAD, url=stub.url("422")), r"damaged .*again .*422: Send it again\."),
         "503": (Call(UPLOAD, url=stub.url("503")), r"in a minute .*503: Try \"later\"\."),
@@ -595,9 +595,9 @@ def test_fetch_failures(tmp_path: Path, serve: Serve, stub: Stub) -> None:
     cases: Cases = {
         "nothing": (
             Call(FETCH, variables=dict.fromkeys(KEYS)),
-            "Unset or empty: BUNDLE_ID, HMAC_VALUE, SIGNING_KEY, AES_KEY: export",
+            "Export a value for BUNDLE_ID, HMAC_VALUE, SIGNING_KEY, AES_KEY first",
         ),
-        "no id": (fetch(url, {**known, "BUNDLE_ID": "../etc"}), "BUNDLE_ID is no UUID: copy"),
+        "no id": (fetch(url, {**known, "BUNDLE_ID": "../etc"}), "BUNDLE_ID is not a UUID: copy"),
         "no hmac": (fetch(url, {**known, "HMAC_VALUE": "é" * 64}), "HMAC_VALUE is not 64 hex"),
         "no folder": (fetch(url, known, out="no/folder/out"), "no/folder/out.*No such.*: check"),
         "folder": (fetch(url, known, out="."), "is not a file: name another"),
@@ -609,14 +609,14 @@ def test_fetch_failures(tmp_path: Path, serve: Serve, stub: Stub) -> None:
         "wrong AES key": (fetch(url, {**known, "AES_KEY": "x"}), "check AES_KEY .Wrong password"),
         "not AES": (fetch(url, deposit(url, b"a b c")), "check AES_KEY .*not an AES Crypt"),
         "AES's head": (fetch(url, deposit(url, header + b"cut")), "check AES_KEY .index"),
-        "tampered": (fetch(stub.url("tampered"), TICKET), "not what was signed: fetch it"),
+        "tampered": (fetch(stub.url("tampered"), TICKET), "do not match HMAC_VALUE: download"),
         "truncated": (fetch(stub.url("truncated"), TICKET), "broke: try again"),
         "chunks": (fetch(stub.url("truncated-chunks"), TICKET), "broke: try again"),
         "stalls": (
             fetch(stub.url("stalls"), TICKET, before=IMPATIENT),
             "silent for a minute: try again",
         ),
-        "redirect": (fetch(stub.url("redirect"), TICKET), "No redirect .*307: /html/"),
+        "redirect": (fetch(stub.url("redirect"), TICKET), "not follow redirects: .*307: /html/"),
         "400": (fetch(stub.url("400"), TICKET), r"refused .*HISTORY_URL .*400: Send a header\."),
         "503": (fetch(stub.url("503"), TICKET), r"in a minute .*503: Try \"later\"\."),
     }
@@ -633,7 +633,7 @@ def test_curl_failures(tmp_path: Path, serve: Serve, stub: Stub, closed_port: st
     cases: Cases = {
         "no keys": (
             Call(CURL, variables={"SIGNING_KEY": None, "AES_KEY": " \t"}),
-            "Unset or empty: SIGNING_KEY, AES_KEY: export",
+            "Export a value for SIGNING_KEY, AES_KEY first",
         ),
         "newline": (Call(CURL, variables={"SIGNING_KEY": "a\nb"}), "SIGNING_KEY has a control"),
         "no tools": (
@@ -649,11 +649,11 @@ def test_curl_failures(tmp_path: Path, serve: Serve, stub: Stub, closed_port: st
         ),
         "down": (Call(CURL, url=closed_port), "Cannot reach"),
         "unknown host": (Call(CURL, url="http://history.invalid"), "Cannot reach http://history"),
-        "no url": (Call(CURL, url="file:///etc"), "no http:// or https:// address: correct"),
+        "no url": (Call(CURL, url="file:///etc"), "not an http:// or https:// address: correct"),
         "too large": (Call(CURL, (large,), small), r"over the server's limit: .*413: .*\."),
         "silent": (Call(CURL, url=stub.url("silent"), variables=impatient), "silent .*: try again"),
         "stalls": (Call(CURL, url=stub.url("stalls"), variables=impatient), "silent .*: try again"),
-        "redirect": (Call(CURL, url=stub.url("redirect")), "No redirect .*HTTP 307"),
+        "redirect": (Call(CURL, url=stub.url("redirect")), "not follow redirects: .*HTTP 307"),
         "400": (Call(CURL, url=stub.url("400")), r"refused.*HISTORY_URL .*400: Send a header\."),
         "422": (Call(CURL, url=stub.url("422")), r"damaged .*again .*422: Send it again\."),
         "503": (Call(CURL, url=stub.url("503")), r"in a minute .*503: Try \"later\"\."),
@@ -661,7 +661,7 @@ def test_curl_failures(tmp_path: Path, serve: Serve, stub: Stub, closed_port: st
         "escape": (Call(CURL, url=stub.url("escape")), r"400: u001b\]0;owned"),
         "no id": (Call(CURL, url=stub.url("no-id")), "without a bundle's id: check"),
         "hangs up": (Call(CURL, url=stub.url("hangs-up")), "broke: try again"),
-        "tampered": (Call(CURL, url=stub.url("tampered")), "not what was signed: try"),
+        "tampered": (Call(CURL, url=stub.url("tampered")), "not match the HMAC of the upload: try"),
         "truncated": (Call(CURL, url=stub.url("truncated")), "broke: try again"),
     }
     assert wrong_results(tmp_path, cases) == {}
