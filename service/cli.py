@@ -32,7 +32,7 @@ DEV_NOTICE = """
 """
 
 SETTINGS_HELP = (
-    "Set these in the environment (the README lists them all), or run "
+    "Set these in the environment (docs/settings.md lists them all), or run "
     "`message-history-server serve --dev`, which needs none."
 )
 

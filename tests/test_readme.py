@@ -1,5 +1,6 @@
 """The documents tell the truth: their commands run, their tables are whole."""
 
+import json
 import re
 import site
 import subprocess
@@ -12,7 +13,7 @@ import service
 from service import errors
 from service.cli import main
 from service.metrics import Metrics
-from service.problems import STATUS
+from service.problems import STATUS, problem
 from service.settings import Settings, load
 from tests import checkout, stores
 from tests.conftest import STORES
@@ -21,6 +22,9 @@ from tests.test_cli import clean_environment, serving
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+SETTINGS = (ROOT / "docs" / "settings.md").read_text()
+ERRORS = (ROOT / "docs" / "errors.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
 CLONE, UPLOAD, FETCH, EXAMPLES, DEPLOY = BLOCKS
 
@@ -71,7 +75,7 @@ def test_deployment_uses_commands_that_exist() -> None:
 
 def defaults() -> dict[str, str]:
     """The settings table: names and default values as they stand there."""
-    rows = re.findall(r"^\| (`HISTORY_[^|]*)\|([^|]*)\|", README, flags=re.MULTILINE)
+    rows = re.findall(r"^\| (`HISTORY_[^|]*)\|([^|]*)\|", SETTINGS, flags=re.MULTILINE)
     table: dict[str, str] = {}
     for names, values in rows:
         found = re.findall("`([^`]*)`", values) or [""]
@@ -92,8 +96,14 @@ def test_every_setting_is_there_with_its_default(monkeypatch: pytest.MonkeyPatch
 
 
 def test_every_error_is_there_with_its_status() -> None:
-    rows = re.findall(r"^\| (\d{3}) \| `(\w+)` \|", README, flags=re.MULTILINE)
+    rows = re.findall(r"^\| (\d{3}) \| `(\w+)` \|", ERRORS, flags=re.MULTILINE)
     assert {code: int(status) for status, code in rows} == STATUS
+
+
+def test_the_example_of_an_error_is_a_real_response() -> None:
+    [example] = re.findall(r"^```json\n(.*?)^```", ERRORS, flags=re.DOTALL | re.MULTILINE)
+    response = problem(errors.InvalidHmac.code, errors.InvalidHmac.sentence)
+    assert json.loads(example) == json.loads(bytes(response.body))
 
 
 def test_every_error_has_its_status() -> None:
@@ -106,7 +116,7 @@ def test_every_error_has_its_status() -> None:
 
 
 def test_every_store_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, _, table = README.partition("| `STORES=` |")
+    _, _, table = CONTRIBUTING.partition("| `STORES=` |")
     rows = re.findall(r"^\| `(\w+)` \| .* ([\d.]+) \| (.*) \|$", table, re.MULTILINE)
     assert tuple(name for name, _, _ in rows) == STORES
     versions = {name: version for name, version, _ in rows}
