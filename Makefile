@@ -24,10 +24,10 @@ test: $(VENV)/test-ready store lint  ## what CI runs
 	$(if $(COVERAGE),$(BIN)/coverage report)
 
 store:  # if AWS_ENDPOINT_URL_S3 is set, check that this store answers, before anything else runs
-	@$(if $(AWS_ENDPOINT_URL_S3),$(BIN)/python -m tests.stores)
+	@$(if $(AWS_ENDPOINT_URL_S3),$(BIN)/python -m tests.support.stores)
 
 stack: $(VENV)/test-ready $(LOCALSTACK)/ready  ## localstack.yml without Docker: two replicas behind nginx
-	@$(BIN)/python -m tests.stack
+	@$(BIN)/python -m tests.infra.stack
 
 soak: $(VENV)/test-ready  ## the tests that take minutes
 	$(BIN)/python -m pytest -m soak -s --timeout=900
@@ -36,7 +36,7 @@ bench: $(VENV)/test-ready $(MINISTACK)/ready  ## compare the throughput with S3 
 	$(BIN)/python -m tests.bench --save tests/bench
 
 install-test: $(VENV)/test-ready  ## install with each Python on this machine and other pips
-	@$(BIN)/python -m tests.install_check
+	@$(BIN)/python -m tests.infra.install
 
 lint: $(VENV)/test-ready
 	$(BIN)/ruff check

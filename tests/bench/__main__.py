@@ -21,8 +21,8 @@ from tests.bench import parties, report
 from tests.bench.parties import Service
 from tests.bench.ways import KIB, MIB, Bundle, Direct, Kind, SameCalls, Through
 from tests.bench.work import Bench, Work, batch, stored, together
-from tests.conftest import aws_environment
-from tests.stores import Store
+from tests.support.stores import Store
+from tests.support.stores.access import aws_environment
 
 DELAY = 0.02
 """Seconds to a store that is as far away as S3 is."""

@@ -16,9 +16,9 @@ from aiobotocore.config import AioConfig
 from botocore.handlers import add_expect_header
 
 from service.client import SETTINGS
-from tests import stores
-from tests.stack import Replica
-from tests.stores import Store, free_ports
+from tests.support import stores
+from tests.support.services.replicas import Replica
+from tests.support.stores import Store, free_ports
 
 CONNECTIONS = 200
 """To the store, at most."""

@@ -15,7 +15,7 @@ from uuid import uuid4
 import aiohttp
 
 from service.bodies import Part
-from tests.clients import sign
+from tests.support.clients.signing import sign
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 PART = 8 * MIB

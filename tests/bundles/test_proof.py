@@ -1,0 +1,186 @@
+"""The pure part of the proof."""
+
+import base64
+import hashlib
+import hmac
+import string
+from uuid import UUID
+
+import pytest
+from hypothesis import strategies as st
+
+from service.errors import MalformedHeader
+from service.proof import (
+    Proof,
+    Verification,
+    digest_field,
+    parse_digests,
+    parse_hmac,
+    receipt,
+    same,
+)
+from tests.support.fuzz import fuzz
+
+# RFC 4231, test case 2.
+KEY, DATA = b"Jefe", b"what do ya want for nothing?"
+HMAC = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+
+
+def test_verification_is_hmac_sha256_however_the_bundle_is_cut() -> None:
+    for cut in range(len(DATA) + 1):
+        verification = Verification(KEY)
+        verification.update(DATA[:cut])
+        verification.update(memoryview(DATA)[cut:])
+        assert verification.holds(HMAC)
+        assert not verification.holds(HMAC[:-1] + "4")
+
+
+@pytest.mark.parametrize("value", [HMAC, HMAC.upper(), HMAC[:32] + HMAC[32:].upper()])
+def test_parse_hmac(value: str) -> None:
+    assert parse_hmac(value.encode()) == HMAC
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        HMAC[:-1],
+        HMAC + "0",
+        HMAC[:-1] + "g",
+        f" {HMAC}",
+        f"{HMAC}\n",
+        f"0x{HMAC[2:]}",
+        "é" * 32,
+    ],
+)
+def test_parse_hmac_refuses(value: str) -> None:
+    with pytest.raises(MalformedHeader):
+        parse_hmac(value.encode())
+
+
+def test_same() -> None:
+    assert same(HMAC, HMAC)
+    assert not same(HMAC, "0" * 64)
+
+
+def test_a_proof_does_not_show_its_key() -> None:
+    assert "secret" not in repr(Proof(HMAC, b"secret"))
+
+
+def test_a_receipt_is_what_the_design_says() -> None:
+    bundle_id = UUID("6f1bd34b-7e51-4ffb-89a1-b14364af956c")
+    message = f"xmtp-history-receipt-v1\0{bundle_id}\0{HMAC}".encode()
+    expected = hmac.new(KEY, message, "sha256").hexdigest()
+    assert receipt(Proof(HMAC, KEY), bundle_id) == expected
+    for other in (Proof(HMAC, b"other"), Proof("0" * 64, KEY)):
+        assert receipt(other, bundle_id) != expected
+    assert receipt(Proof(HMAC, KEY), UUID(int=1)) != expected
+
+
+DIGEST = hashlib.sha256(DATA)
+FIELD = f"sha-256=:{base64.b64encode(DIGEST.digest()).decode()}:"
+OTHER = f"sha-256=:{base64.b64encode(bytes(32)).decode()}:"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        FIELD,
+        FIELD.replace("=:", ":").replace(":", "=:", 1),
+        f"sha-512=:AAAA:, {FIELD}",
+        f"{FIELD},sha-512=:AAAA:",
+        f"{FIELD} ,\t md5=:AA==:",
+        f"{FIELD};parameter=1",
+        f"{OTHER}, {FIELD}",
+    ],
+)
+def test_parse_digests(value: str) -> None:
+    assert parse_digests("Repr-Digest", value.encode()) == DIGEST.hexdigest()
+
+
+@pytest.mark.parametrize("value", ["sha-512=:AAAA:", "unixsum=:AA==:", "xsha-256=:AAAA:"])
+def test_unknown_algorithms_are_ignored(value: str) -> None:
+    assert parse_digests("Repr-Digest", value.encode()) is None
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "sha-256",
+        "sha-256=",
+        f"sha-256={DIGEST.hexdigest()}",
+        f"SHA-256=:{'A' * 43}=:",
+        "sha-256=:AAAA:",
+        "sha-256=::",
+        f"sha-256=:{'A' * 42}:",
+        f"sha-256=:{'A' * 44}:",
+        f"sha-256=:{'A' * 42}_=:",
+        f"{FIELD},",
+        f",{FIELD}",
+        f"{FIELD} {FIELD}",
+        f"{FIELD}; a, b",
+        "sha-256=1",
+        "sha-256=:é:",
+    ],
+)
+def test_bad_digests(value: str) -> None:
+    with pytest.raises(MalformedHeader):
+        parse_digests("Content-Digest", value.encode())
+
+
+def test_a_long_digest_header_takes_no_longer_than_its_length() -> None:
+    """To a pattern that can part its white space in two ways, each `;` more is twice the work."""
+    with pytest.raises(MalformedHeader):
+        parse_digests("Repr-Digest", b"a=::; ," * 8000 + b"!")
+
+
+@fuzz(st.binary(max_size=70) | st.text(string.hexdigits, min_size=63, max_size=65).map(str.encode))
+def test_any_hmac_header_is_read_or_refused(value: bytes) -> None:
+    if len(value) == 64 and set(value) <= set(string.hexdigits.encode()):
+        assert parse_hmac(value) == value.decode().lower()
+    else:
+        with pytest.raises(MalformedHeader):
+            parse_hmac(value)
+
+
+@fuzz(st.binary(max_size=60) | st.text("sha-256=:;,A \t", max_size=60).map(str.encode))
+def test_any_digest_header_is_read_or_refused(value: bytes) -> None:
+    try:
+        digest = parse_digests("Repr-Digest", value)
+    except MalformedHeader:
+        return
+    assert digest is None or parse_digests("", digest_field(digest).encode()) == digest
+
+
+MEMBERS = st.tuples(
+    st.sampled_from(["sha-256", "sha-512", "sha-25", "*", "a_b.c-*0"]),
+    st.binary(min_size=32, max_size=32),
+    st.sampled_from(["=", ""]),
+    st.sampled_from(["", ";a", ";a=1", "  ; *b=?0;c", ';d="; sha-256=:AA==:"']),
+    st.sampled_from([",", ", ", "\t,", " , \t"]),
+)
+"""Dictionary members as RFC 9651 has them: key, bytes, padding, parameters, and what comes next."""
+
+
+@fuzz(st.lists(MEMBERS, min_size=1, max_size=4))
+def test_a_digest_header_is_what_rfc_9651_says(
+    members: list[tuple[str, bytes, str, str, str]],
+) -> None:
+    value = ""
+    for key, content, padding, parameters, comma in members:
+        encoded = base64.b64encode(content).decode().rstrip("=") + padding
+        value += f"{key}=:{encoded}:{parameters}{comma}"
+    value = value.rstrip(", \t")
+    digests = {key: content.hex() for key, content, *_ in members}
+    assert parse_digests("Repr-Digest", value.encode()) == digests.get("sha-256")
+
+
+def test_digest_field() -> None:
+    assert digest_field(DIGEST.hexdigest()) == FIELD
+
+
+def test_digest_headers_have_at_most_256_members() -> None:
+    assert parse_digests("Repr-Digest", b",".join([b"a=::"] * 256)) is None
+    with pytest.raises(MalformedHeader, match="at most 256"):
+        parse_digests("Repr-Digest", b",".join([b"a=::"] * 257))

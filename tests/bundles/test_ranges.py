@@ -1,0 +1,179 @@
+"""Ranges and conditions of RFC 9110, as tables."""
+
+from email.utils import formatdate
+
+import pytest
+from hypothesis import strategies as st
+
+from service.errors import PreconditionFailed, RangeNotSatisfiable
+from service.ranges import Stat, Wanted
+from tests.support.fuzz import fuzz
+
+STAT = Stat(size=100, etag='"etag"', modified_at=784_111_777.25)
+DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
+
+WHOLE = None
+RANGES: list[tuple[str, range | None]] = [
+    ("bytes=0-0", range(1)),
+    ("bytes=0-99", range(100)),
+    ("bytes=0-", range(100)),
+    ("bytes=40-", range(40, 100)),
+    ("bytes=99-1000", range(99, 100)),
+    ("bytes=0-" + "9" * 40, range(100)),
+    ("bytes=-1", range(99, 100)),
+    ("bytes=-1000", range(100)),
+    ("BYTES = 5-6 ", range(5, 7)),
+    # More than one, or none that is understood: the whole.
+    ("bytes=0-1,5-6", WHOLE),
+    ("bytes=0-1,", WHOLE),
+    ("bytes=-", WHOLE),
+    ("bytes=", WHOLE),
+    ("bytes=7-6", WHOLE),
+    ("bytes=a-b", WHOLE),
+    ("bytes=+1-2", WHOLE),
+    ("bytes=1 - 2", WHOLE),
+    ("bytes=\u0661-2", WHOLE),
+    ("items=0-1", WHOLE),
+    ("", WHOLE),
+]
+
+
+@pytest.mark.parametrize(("header", "expected"), RANGES)
+def test_ranges(header: str, expected: range | None) -> None:
+    assert Wanted(header).of(STAT) == expected
+
+
+@pytest.mark.parametrize("header", ["bytes=100-", "bytes=100-200", "bytes=-0", "bytes=999-"])
+def test_not_satisfiable(header: str) -> None:
+    with pytest.raises(RangeNotSatisfiable) as caught:
+        Wanted(header).of(STAT)
+    assert caught.value.size == 100
+
+
+@pytest.mark.parametrize(
+    ("if_range", "holds"),
+    [
+        ('"etag"', True),
+        (DATE, True),
+        ('"other"', False),
+        ('W/"etag"', False),
+        ("Sun, 06 Nov 1994 08:49:38 GMT", False),
+        ("Sun, 06 Nov 1994 08:49:36 GMT", False),
+        ("Sun, 06 Nov 1994 08:49:37 -0000", False),
+        ("Sun, 06 Nov 1994 08:49:37 +" + "9" * 30, False),
+        ("yesterday", False),
+        ("", False),
+    ],
+)
+def test_if_range(if_range: str, *, holds: bool) -> None:
+    assert Wanted("bytes=1-2", if_range=if_range).of(STAT) == (range(1, 3) if holds else WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("if_match", "holds"),
+    [
+        ("*", True),
+        ('"etag"', True),
+        ('"other", "etag"', True),
+        ('"other","etag"', True),
+        ('W/"etag"', False),
+        ('"other"', False),
+        ("etag", False),
+        ('""', False),
+        ("", False),
+    ],
+)
+def test_if_match(if_match: str, *, holds: bool) -> None:
+    wanted = Wanted("bytes=1-2", if_match)
+    if holds:
+        assert wanted.of(STAT) == range(1, 3)
+    else:
+        with pytest.raises(PreconditionFailed):
+            wanted.of(STAT)
+
+
+def test_what_asks_for_no_look_at_the_object_first() -> None:
+    assert Wanted().unconditional
+    assert Wanted(if_range=DATE).unconditional
+    assert not Wanted("bytes=0-").unconditional
+    assert not Wanted(if_match="*").unconditional
+
+
+POSITIONS = st.integers(0, 12) | st.integers(0, 10**40)
+SPECS = st.tuples(POSITIONS, POSITIONS | st.none()) | st.tuples(st.none(), POSITIONS)
+"""First and last position of an int-range, which may lack the last, or a suffix-range's length."""
+
+
+def selected(first: int | None, last: int | None, size: int) -> list[int] | None:
+    """The positions that RFC 9110, section 14.1.2 means, picked one by one; `None` if invalid."""
+    positions = list(range(size))
+    if first is None:
+        return [position for position in positions if position >= size - (last or 0)]
+    if last is None:
+        return [position for position in positions if position >= first]
+    return None if last < first else [at for at in positions if first <= at <= last]
+
+
+@fuzz(
+    st.integers(1, 12),
+    st.lists(SPECS, min_size=1, max_size=2),
+    st.sampled_from(["bytes", "Bytes", "BYTES"]),
+    st.sampled_from([",", ", ", " ,\t"]),
+    examples=100,
+)
+def test_a_range_is_what_rfc_9110_says(
+    size: int, specs: list[tuple[int | None, int | None]], unit: str, comma: str
+) -> None:
+    header = comma.join("-".join("" if at is None else str(at) for at in spec) for spec in specs)
+    try:
+        part = Wanted(f"{unit}={header}").of(Stat(size, '"etag"', 0))
+    except RangeNotSatisfiable:
+        part = range(0)
+    expected = selected(*specs[0], size) if len(specs) == 1 else WHOLE
+    assert (None if part is None else list(part)) == expected
+
+
+@fuzz(st.text(max_size=40) | st.text("bytes=-0123, \t", max_size=20).map("bytes={}".format))
+def test_any_header_gives_a_part_or_the_whole_or_an_error(header: str) -> None:
+    try:
+        part = Wanted(header, None, None).of(STAT)
+    except RangeNotSatisfiable:
+        return
+    assert part is None or (part and 0 <= part.start < part.stop <= 100)
+
+
+CHARACTERS = "!#$%,;*W/ez~\\\xe9"
+TAGS = st.lists(
+    st.tuples(
+        st.sampled_from(["", "", "W/"]),
+        st.sampled_from(["etag", ""]) | st.text(CHARACTERS, max_size=6),
+        st.sampled_from([",", ", ", " ,\t", ", ,"]),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@fuzz(TAGS)
+def test_if_match_is_what_rfc_9110_says(tags: list[tuple[str, str, str]]) -> None:
+    """A list of entity tags (section 8.8.3), of which empty elements are no part."""
+    header = "".join(f'{weak}"{opaque}"{comma}' for weak, opaque, comma in tags)
+    for etag in {opaque for _, opaque, _ in tags} | {"etag"}:
+        holds = ("", etag) in {(weak, opaque) for weak, opaque, _ in tags}
+        try:
+            Wanted(if_match=header).of(Stat(100, f'"{etag}"', 0))
+        except PreconditionFailed:
+            assert not holds
+        else:
+            assert holds
+
+
+@fuzz(st.text(max_size=40), st.floats(0, 4e9))
+def test_any_condition_holds_or_not(header: str, modified_at: float) -> None:
+    stat = Stat(100, '"etag"', modified_at)
+    assert Wanted("bytes=0-0", if_range=header).of(stat) is WHOLE
+    date = formatdate(modified_at, usegmt=True)
+    assert Wanted("bytes=0-0", if_range=date).of(stat) == range(1)
+    if header.strip() != "*":
+        with pytest.raises(PreconditionFailed):
+            Wanted(if_match=header).of(stat)

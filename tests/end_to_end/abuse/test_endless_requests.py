@@ -1,0 +1,123 @@
+"""Requests without an end, or longer than they said."""
+
+import select
+import socket
+import threading
+import time
+from contextlib import suppress
+from itertools import repeat
+
+import h11
+import pytest
+
+from service import pace
+from tests.end_to_end.abuse.latency import in_words, latencies
+from tests.end_to_end.abuse.requests import (
+    CHUNKED,
+    FORM,
+    UPLOAD,
+    chunk,
+    parsed,
+    send_until_answered,
+)
+from tests.support.clients import load
+from tests.support.clients.signing import sign
+from tests.support.clients.sockets import dial, problem_code, raw_request, read_answer
+from tests.support.polling import until
+from tests.support.services.thread import Service
+
+KEY = load.KEY
+MIB = 1 << 20
+
+
+ENDLESS = {
+    "header": (b"GET / HTTP/1.1\r\nHost: x\r\nX-Endless: ", b"x" * 4096, None),
+    "headers": (b"GET / HTTP/1.1\r\nHost: x\r\n", b"X: x\r\n" * 700, None),
+    "trailers": (UPLOAD + CHUNKED + chunk(b"bundle") + b"0\r\n", b"X: x\r\n" * 700, None),
+    "chunk extension": (UPLOAD + CHUNKED + b"6;", b"x" * 4096, None),
+    "preamble": (UPLOAD + FORM + CHUNKED, chunk(b"\r\n" * 4096), b"malformed_form"),
+    "form header": (
+        UPLOAD + FORM + CHUNKED + chunk(b"--b\r\nX-Endless: "),
+        chunk(b"x" * 4096),
+        b"malformed_form",
+    ),
+    "form parts": (
+        UPLOAD + FORM + CHUNKED,
+        chunk(b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n\r\n' * 50),
+        b"malformed_form",
+    ),
+    "epilogue": (
+        UPLOAD
+        + FORM
+        + CHUNKED
+        + chunk(b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nx\r\n--b--\r\n'),
+        chunk(b"x" * 4096),
+        b"malformed_form",
+    ),
+}
+
+
+@pytest.mark.parametrize("endless", ENDLESS)
+def test_what_has_no_end_is_ended(service: Service, endless: str) -> None:
+    """After some 64 KiB beside what the kernels hold, and it leaves nothing."""
+    service.clear()
+    beginning, piece, code = ENDLESS[endless]
+    began = time.monotonic()
+    with dial(service.url) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+        connection.sendall(beginning)
+        sent = send_until_answered(connection, repeat(piece))
+        answer = b""
+        with suppress(ConnectionResetError, h11.RemoteProtocolError):
+            answer = read_answer(connection)
+    print(f"ended after {sent >> 10} KiB and {time.monotonic() - began:.2f} s")
+    assert sent < 16 * MIB
+    if code is None:
+        assert answer[:10] in {b"", b"HTTP/1.1 4"}
+    else:
+        assert problem_code(answer) == code
+    until(lambda: not service.objects() and not service.multipart_uploads())
+
+
+def test_a_length_shorter_than_what_comes(service: Service) -> None:
+    """So much is the bundle; the rest is no request, and ends the connection."""
+    [upload, garbage] = parsed(
+        raw_request(service.url, UPLOAD + b"Content-Length: 6\r\n\r\nbundle and what follows\r\n")
+    )
+    assert (upload[0], garbage[0]) == (200, 400)
+    assert service.fetch(upload[1].decode(), sign(KEY, b"bundle")).content == b"bundle"
+
+
+@pytest.mark.parametrize(
+    ("head", "code"),
+    [
+        (b"X-HMAC: 1\r\nContent-Length: 10000000000\r\n\r\n", b"malformed_header"),
+        (b"Content-Length: 10000000000\r\n\r\n", b"bundle_too_large"),
+    ],
+)
+def test_early_answers_arrive_whole_while_neighbours_are_served(
+    service: Service, head: bytes, code: bytes
+) -> None:
+    """20 of 20, each to a client that sends 4 MiB more before it looks."""
+    stop = threading.Event()
+    took = list[float]()
+
+    def neighbour() -> None:
+        while not stop.is_set():
+            took.extend(latencies(service.url, count=2))
+
+    thread = threading.Thread(target=neighbour)
+    thread.start()
+    try:
+        for _ in range(20):
+            with dial(service.url) as connection:
+                connection.sendall(UPLOAD + head)
+                assert select.select([connection], [], [], 2)[0], "it waits for the body"
+                for _ in range(4):
+                    connection.sendall(bytes(MIB))
+                assert problem_code(read_answer(connection)) == code
+    finally:
+        stop.set()
+        thread.join(20)
+    print(f"neighbours: {in_words(took)}, longest {max(took) * 1e3:.1f} ms")
+    assert max(took) < pace.LINGER

@@ -1,0 +1,39 @@
+"""A service behind the fault proxy, and a history to send."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.compatibility import xmtp_formats
+from tests.end_to_end.compatibility.xmtp_formats import History
+from tests.support.proxy import Fault, Proxy
+from tests.support.services.thread import Service, running_service
+from tests.support.stores import Store
+
+
+@pytest.fixture(scope="package")
+def shared(store: Store, s3: Any) -> Iterator[tuple[Service, Proxy]]:
+    """A service for clients that prove nothing, and the proxy between it and its store."""
+    with (
+        Proxy(store.endpoint_url) as proxy,
+        running_service(store, s3, endpoint_url=proxy.url, require_hmac=False) as service,
+    ):
+        yield service, proxy
+
+
+@pytest.fixture
+def faults(shared: tuple[Service, Proxy]) -> Iterator[list[Fault]]:
+    _, proxy = shared
+    yield proxy.faults
+    proxy.faults.clear()
+
+
+@pytest.fixture
+def trusting(shared: tuple[Service, Proxy], faults: list[Fault]) -> Service:
+    return shared[0]
+
+
+@pytest.fixture(scope="package")
+def short() -> History:
+    return xmtp_formats.invent(seed=5, size=300_000)

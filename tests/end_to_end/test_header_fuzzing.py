@@ -1,0 +1,105 @@
+"""Any header that HTTP lets through: the service answers, or says by a known code why not."""
+
+import hashlib
+from uuid import uuid4
+
+import httpx
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from service.problems import STATUS
+from service.proof import digest_field
+from tests.support.clients.signing import sign
+from tests.support.services.thread import Service
+
+KEY, BUNDLE = "a signing key", b"bundle"
+HMAC = sign(KEY, BUNDLE)["X-HMAC"].encode()
+PROOF = {b"X-HMAC": HMAC, b"X-SIGNING-KEY": KEY.encode()}
+DIGEST = digest_field(hashlib.sha256(BUNDLE).hexdigest()).encode()
+OTHER_DIGEST = digest_field("0" * 64).encode()
+
+MEANT = {
+    b"X-HMAC": [HMAC, HMAC.upper(), HMAC[:-1], b"0" * 64],
+    b"X-SIGNING-KEY": [KEY.encode(), b"another"],
+    b"X-TTL": [b"1", b"604800", b"604801", b"0", b"-1", b"1.5", b"9" * 5000],
+    b"Content-Digest": [DIGEST, OTHER_DIGEST, b"a=::; b"],
+    b"Repr-Digest": [DIGEST, OTHER_DIGEST, b"md5=:AA==:", b"sha-256=:AA==:"],
+    b"Content-Type": [
+        b"text/plain; charset=x",
+        b"multipart/form-data",
+        b"multipart/form-data; boundary=b",
+        b"multipart/form-data; boundary*=x''b; boundary*0=b",
+    ],
+    b"Range": [b"bytes=1-2", b"bytes=-1", b"bytes=6-", b"bytes=0-1,3-4", b"bytes=" + b"9" * 5000],
+    b"If-Match": [b"*", b'W/"a"', b'"a", "b"', b'"%b"' % hashlib.md5(BUNDLE).hexdigest().encode()],
+    b"If-Range": [
+        b'"a"',
+        b"Sun, 06 Nov 1994 08:49:37 GMT",
+        b"Sun, 06 Nov 1994 08:49:37 +" + b"9" * 30,
+        b"Sun, 06 Nov 99999999999 08:49:37 GMT",
+    ],
+    b"Accept": [b"text/html", b"text/html;q=0.5, */*", b"text/html;q=" + b"1" * 5000],
+    b"Origin": [b"https://a.example", b"null"],
+}
+GARBAGE = (
+    st.binary(max_size=30)
+    | st.text("bytes=-01:;,.*/\"W'()\\ \t\xe9").map(lambda t: t.encode("latin-1"))
+).map(lambda value: value.translate(None, b"\0\n\v\f\r").strip(b" \t"))
+HEADERS = st.lists(
+    st.one_of(
+        *(st.tuples(st.just(name), st.sampled_from(values)) for name, values in MEANT.items()),
+        st.tuples(st.sampled_from(list(MEANT)), GARBAGE),
+    ),
+    max_size=5,
+)
+FEW = settings(deadline=None, derandomize=True, max_examples=50)
+
+Headers = list[tuple[bytes, bytes]]
+
+
+@pytest.fixture(scope="module")
+def bundle_id(service: Service) -> str:
+    return service.upload(BUNDLE, HMAC.decode())
+
+
+def answered(answer: httpx.Response) -> int:
+    """The status of an answer, which is no fault of the server, and a problem if it is an error."""
+    if answer.status_code >= 400:
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert answer.request.method == "HEAD" or (
+            STATUS[answer.json()["code"]] == answer.json()["status"] == answer.status_code
+        )
+    assert answer.status_code < 500
+    return answer.status_code
+
+
+@FEW
+@given(HEADERS)
+@example([(b"Content-Digest", b"a=::; ," * 99 + b"!")])
+def test_an_upload_with_any_headers(service: Service, headers: Headers) -> None:
+    answer = service.http.post("/upload", content=BUNDLE, headers=headers)
+    assert answered(answer) in {200, 400, 422}
+
+
+@FEW
+@given(HEADERS)
+def test_a_request_with_any_headers(service: Service, headers: Headers) -> None:
+    assert answered(service.http.get("/", headers=headers)) == 200
+    path = f"/files/{uuid4()}"
+    for method in ("GET", "HEAD", "DELETE"):
+        assert answered(service.http.request(method, path, headers=headers)) in {400, 404}
+
+
+@FEW
+@given(HEADERS.map(lambda headers: [header for header in headers if header[0] not in PROOF]))
+def test_a_download_with_any_headers(service: Service, bundle_id: str, headers: Headers) -> None:
+    answer = service.http.get(f"/files/{bundle_id}", headers=[*PROOF.items(), *headers])
+    status = answered(answer)
+    if status == 206:
+        start, stop = answer.headers["Content-Range"].removeprefix("bytes ")[:-2].split("-")
+        assert answer.content == BUNDLE[int(start) : int(stop) + 1]
+    elif status == 200:
+        assert answer.content == BUNDLE
+    else:
+        assert status in {412, 416}

@@ -1,0 +1,54 @@
+"""What takes too long for every change, at full size: `make soak`."""
+
+import asyncio
+from contextlib import ExitStack
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from tests.support.clients import load
+from tests.support.clients.sockets import dial, read_answer
+from tests.support.services.process import memory, serving
+from tests.support.stores import Store
+from tests.support.stores.access import aws_environment
+
+pytestmark = pytest.mark.soak
+
+MIB = 1 << 20
+KEY = "a signing key"
+
+
+@pytest.mark.parametrize("idle", [0, 5000])
+def test_memory_stays_within_its_budget(store: Store, s3: Any, idle: int) -> None:
+    """200 uploads of 12 MiB and 200 first downloads of 7 MiB at once, in a budget of 64 MiB.
+
+    Beside them, so many connections are open on which nothing is asked.
+    """
+    bucket = f"history-{uuid4()}"
+    s3.create_bucket(Bucket=bucket)
+    with (
+        aws_environment(store) as variables,
+        serving(HISTORY_BUCKET=bucket, HISTORY_MEMORY_BUDGET="64MiB", **variables) as (
+            url,
+            process,
+            _,
+        ),
+        ExitStack() as connections,
+    ):
+        before = memory(process, "VmRSS")
+        for _ in range(idle):
+            connection = connections.enter_context(dial(url))
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert read_answer(connection).startswith(b"HTTP/1.1 200")
+        loaded = memory(process, "VmRSS")
+        outcomes = asyncio.run(asyncio.wait_for(load.rush(url), 300))
+        peak = memory(process, "VmHWM")
+    print(
+        f"\n{dict(outcomes)}; {idle} idle connections: {before / MIB:.0f} MiB before them, "
+        f"{loaded / MIB:.0f} with them, peak {peak / MIB:.0f}"
+    )
+    assert outcomes["other"] == 0
+    assert outcomes["upload 200"]
+    assert outcomes["download 200"]
+    assert peak <= (64 + 160) * MIB

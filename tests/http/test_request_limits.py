@@ -1,0 +1,238 @@
+"""Limits on a request's head, and the paths that are refused before anything routes them."""
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from subprocess import Popen
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+
+from service.middleware import MAX_TARGET
+from service.parser import MAX_HEAD, MAX_LINES
+from service.problems import STATUS
+from service.proof import MAX_MEMBERS
+from tests.support.clients import path_spellings
+from tests.support.clients.malicious import Attack, attacking
+from tests.support.clients.sockets import dial, raw_request, read_all, read_answer
+from tests.support.services.process import memory, serving
+from tests.support.services.thread import Service
+from tests.support.stores import Store
+from tests.support.stores.access import aws_environment
+
+KIB = 1 << 10
+MIB = 1 << 20
+
+END = b"Host: x\r\nConnection: close\r\n\r\n"
+CHUNKED = (
+    b"POST /upload HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+
+def get(target: bytes, *lines: bytes) -> bytes:
+    return b"GET %b HTTP/1.1\r\n%b%b" % (target, b"".join(line + b"\r\n" for line in lines), END)
+
+
+def padded(size: int) -> bytes:
+    """Return a head of so many bytes whose lines are as long as 100 lines can be."""
+    lines = MAX_LINES - 2
+    rest = size - len(get(b"/healthz", *[b"a:"] * lines))
+    each, more = divmod(rest, lines)
+    return get(b"/healthz", *(b"a:" + b"x" * (each + (at < more)) for at in range(lines)))
+
+
+def trailers(count: int, line: bytes = b"a:") -> bytes:
+    return CHUNKED + b"6\r\nbundle\r\n0\r\n" + (line + b"\r\n") * count + b"\r\n"
+
+
+ACCEPTED = {
+    "the longest target": get(b"/" * MAX_TARGET),
+    "the longest query": get(b"/healthz?" + b"x" * (MAX_TARGET - 9)),
+    "the most lines": get(b"/healthz", *[b"a:"] * (MAX_LINES - 2)),
+    "the largest head": padded(MAX_HEAD),
+    "the most trailers": trailers(MAX_LINES),
+}
+REFUSED = {
+    "a longer target": (get(b"/" * (MAX_TARGET + 1)), "uri_too_long"),
+    "a longer query": (get(b"/healthz?" + b"x" * (MAX_TARGET - 8)), "uri_too_long"),
+    "a target that fills the head": (get(b"/" * 2 * MAX_HEAD), "uri_too_long"),
+    "a target without an end": (b"GET /" + b"x" * MIB, "uri_too_long"),
+    "one line more": (get(b"/healthz", *[b"a:"] * (MAX_LINES - 1)), "headers_too_large"),
+    "many lines": (get(b"/healthz", *[b"a:"] * 5000), "headers_too_large"),
+    "lines without an end": (b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 100_000, "headers_too_large"),
+    "one byte more": (padded(MAX_HEAD + 1), "headers_too_large"),
+    "a long line": (get(b"/healthz", b"a:" + b"x" * MAX_HEAD), "headers_too_large"),
+    "a line without an end": (b"GET / HTTP/1.1\r\na:" + b"x" * MIB, "headers_too_large"),
+    "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "malformed_request"),
+    "no version": (b"GET /\r\n\r\n", "malformed_request"),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_the_largest_heads_are_served(service: Service, name: str) -> None:
+    assert raw_request(service.url, ACCEPTED[name]).startswith(b"HTTP/1.1 200 ")
+
+
+def whole(answer: bytes) -> tuple[int, dict[str, Any]]:
+    """Return the status and the problem of an answer that has arrived to its end."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    lines = head.lower().split(b"\r\n")
+    assert b"connection: close" in lines
+    assert b"content-type: application/problem+json" in lines
+    assert b"content-length: %d" % len(body) in lines
+    problem: dict[str, Any] = json.loads(body)
+    return int(head.split(b" ")[1]), problem
+
+
+def send_anyway(connection: socket.socket, request: bytes) -> None:
+    """Send all of this, or until the server has closed its end for good."""
+    try:
+        connection.sendall(request)
+    except (BrokenPipeError, ConnectionResetError):
+        return
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_head_over_a_limit_gets_a_problem(service: Service, name: str) -> None:
+    """The answer arrives whole, even where the client is still sending."""
+    request, code = REFUSED[name]
+    with dial(service.url) as connection:
+        send_anyway(connection, request)
+        status, problem = whole(read_all(connection))
+    assert (status, problem["code"]) == (STATUS[code], code)
+    assert problem["status"] == status
+
+
+def test_too_many_trailers_end_an_upload(service: Service) -> None:
+    """A read holds up to 256 KiB of them; they would take 60,000 objects and 0.2 s."""
+    service.clear()
+    for request in (trailers(MAX_LINES + 2), trailers(10, b"a:" + b"x" * 2000), trailers(60_000)):
+        with dial(service.url) as connection:
+            send_anyway(connection, request)
+            assert whole(read_all(connection))[0] == 431
+    assert service.objects() == []
+
+
+def test_a_refused_head_is_logged_once_with_its_code(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "service.connection"):
+        raw_request(service.url, REFUSED["many lines"][0])
+    logged = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
+    assert logged == ["refused a request that could not be read: 431 headers_too_large"]
+
+
+@pytest.mark.parametrize("target", path_spellings.NOT_PRINTABLE)
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "HEAD", "PUT"])
+def test_a_path_that_is_not_printable_is_refused(
+    service: Service, target: str, method: str
+) -> None:
+    answer = raw_request(service.url, f"{method} {target} HTTP/1.1\r\n".encode() + END)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert method == "HEAD" or b'"code": "malformed_request"' in answer
+
+
+@pytest.mark.parametrize("target", path_spellings.ACCEPTED)
+def test_spellings_that_are_understood(service: Service, target: str) -> None:
+    head, _, body = raw_request(service.url, get(target.encode())).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert body.startswith(path_spellings.ACCEPTED[target])
+
+
+# -- What heads cost ------------------------------------------------------------------------------
+
+LINES = "".join(f"h{at:02}: {'x' * 150}\r\n" for at in range(MAX_LINES - 2))
+HELD = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: {64 * KIB}\r\n{LINES}\r\n"
+HALF_SENT = f"POST /upload HTTP/1.1\r\nHost: x\r\n{LINES}x: "
+IDLE = f"GET /healthz HTTP/1.1\r\nHost: x\r\nx: y\r\n{LINES}\r\n"
+
+FLOODS = {
+    "lines": IDLE,
+    "short lines": "GET /healthz HTTP/1.1\r\nHost: x\r\n" + "a:\r\n" * (MAX_LINES - 1) + "\r\n",
+    "trailers": CHUNKED.decode().replace("Connection: close\r\n", "X-TTL: 0\r\n")
+    + "0\r\n"
+    + "a:\r\n" * MAX_LINES
+    + "\r\n",
+    "path": "GET " + "/files/" * (MAX_TARGET // 7) + " HTTP/1.1\r\nHost: x\r\n\r\n",
+    "escapes": "GET /files/" + "%41" * 2700 + " HTTP/1.1\r\nHost: x\r\n\r\n",
+    "slashes": "GET " + "/" * MAX_TARGET + " HTTP/1.1\r\nHost: x\r\n\r\n",
+    "hex": "GET /files/" + "a" * (MAX_TARGET - 10) + " HTTP/1.1\r\nHost: x\r\n\r\n",
+    "dashes": "GET /files/" + "a-" * 4000 + " HTTP/1.1\r\nHost: x\r\n\r\n",
+    "accept": "GET / HTTP/1.1\r\nHost: x\r\nAccept: " + "a;q=1 ," * 2300 + "\r\n\r\n",
+    "etags": "GET /files/x HTTP/1.1\r\nHost: x\r\nIf-Match: " + 'W/"' * 5400 + "\r\n\r\n",
+    "digests": "POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Digest: "
+    + ",".join(["aaaaaaaaa=::"] * MAX_MEMBERS)
+    + "\r\n\r\n",
+    "form": "POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n"
+    f"Content-Type: multipart/form-data; {'a=b;' * 4000}\r\n\r\n",
+}
+
+
+def slowest_health_check(url: str, *, count: int) -> float:
+    """Return the longest of so many requests, in seconds."""
+    took = []
+    with httpx.Client(base_url=url, trust_env=False) as http:
+        for _ in range(count):
+            began = time.monotonic()
+            assert http.get("/healthz").status_code == 200
+            took.append(time.monotonic() - began)
+    return max(took)
+
+
+@pytest.mark.parametrize("name", FLOODS)
+@pytest.mark.soak
+def test_health_beside_ten_floods_of_heads(store: Store, s3: Any, name: str) -> None:
+    """Ten connections send these without a pause; each /healthz answers within 100 ms."""
+    with running(store, s3) as (url, _):
+        slowest_health_check(url, count=10)
+        with attacking(url, Attack(10, FLOODS[name], flood=True)) as attackers:
+            slowest = slowest_health_check(url, count=200)
+            [report] = attackers.stop()
+    print(f"\n{name}: {report.sent >> 20} MiB of heads; slowest {slowest * 1e3:.1f} ms")
+    assert report.sent > MIB
+    assert slowest < 0.1
+
+
+@contextmanager
+def running(store: Store, s3: Any, **settings: str) -> Iterator[tuple[str, Popen[str]]]:
+    """The service as a process: its URL, and the process."""
+    bucket = f"history-{uuid4()}"
+    s3.create_bucket(Bucket=bucket)
+    with (
+        aws_environment(store) as variables,
+        serving(HISTORY_BUCKET=bucket, **settings, **variables) as (url, process, _),
+    ):
+        yield url, process
+
+
+@contextmanager
+def heads(url: str, count: int) -> Iterator[None]:
+    """Keep `count` connections idle after the largest head, as many held, and as many half sent."""
+    attacks = Attack(count, HELD, every=5), Attack(count, HALF_SENT, every=5)
+    with ExitStack() as idle, attacking(url, *attacks) as attackers:
+        for _ in range(count):
+            connection = idle.enter_context(dial(url))
+            connection.sendall(IDLE.encode())
+            assert read_answer(connection).startswith(b"HTTP/1.1 200")
+        yield
+        held, half_sent = attackers.stop()
+    assert set(held.counts) <= {"held", "408"}
+    assert set(half_sent.counts) <= {"held", "reset"}
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.soak)])
+def test_memory_of_many_heads(store: Store, s3: Any, count: int) -> None:
+    """The budget + 160 MiB hold 1,000 idle, 1,000 held and 1,000 half-sent heads."""
+    with running(store, s3, HISTORY_MEMORY_BUDGET="64MiB") as (url, process):
+        slowest_health_check(url, count=10)
+        before = memory(process, "VmRSS")
+        with heads(url, count):
+            loaded = memory(process, "VmRSS")
+        peak = memory(process, "VmHWM")
+    print(f"\n3 × {count} heads: {before / MIB:.0f} MiB without, {loaded / MIB:.0f} MiB with them")
+    assert loaded - before < 3 * count * 32 * KIB
+    assert peak <= (64 + 160) * MIB

@@ -1,0 +1,66 @@
+"""Which S3 operations the service's modules call, and which IAM actions those need."""
+
+import ast
+from collections import defaultdict
+
+import boto3
+
+from tests.support.repository import ROOT
+
+SERVICE = ROOT / "service"
+
+OPERATIONS: dict[str, str] = boto3.client("s3", region_name="us-east-1").meta.method_to_api_mapping
+"""A client's methods, and S3's names of what they do."""
+
+ACTIONS = {
+    "AbortMultipartUpload": "s3:AbortMultipartUpload",
+    "CompleteMultipartUpload": "s3:PutObject",
+    "CreateBucket": "s3:CreateBucket",
+    "CreateMultipartUpload": "s3:PutObject",
+    "DeleteObject": "s3:DeleteObject",
+    "GetBucketEncryption": "s3:GetEncryptionConfiguration",
+    "GetBucketLifecycleConfiguration": "s3:GetLifecycleConfiguration",
+    "GetBucketVersioning": "s3:GetBucketVersioning",
+    "GetObject": "s3:GetObject",
+    "GetObjectTagging": "s3:GetObjectTagging",
+    "GetPublicAccessBlock": "s3:GetBucketPublicAccessBlock",
+    "HeadBucket": "s3:ListBucket",
+    "HeadObject": "s3:GetObject",
+    "ListMultipartUploads": "s3:ListBucketMultipartUploads",
+    "ListObjectsV2": "s3:ListBucket",
+    "PutBucketEncryption": "s3:PutEncryptionConfiguration",
+    "PutBucketLifecycleConfiguration": "s3:PutLifecycleConfiguration",
+    "PutObject": "s3:PutObject",
+    "PutObjectTagging": "s3:PutObjectTagging",
+    "PutPublicAccessBlock": "s3:PutBucketPublicAccessBlock",
+    "UploadPart": "s3:PutObject",
+}
+"""As the Service Authorization Reference has them; a new operation wants a line here."""
+
+
+def callers(module: str) -> dict[str, set[str]]:
+    """IAM actions that a module needs, each with the functions and methods that need it."""
+    found: dict[str, set[str]] = defaultdict(set)
+    tree = ast.parse((SERVICE / f"{module}.py").read_text())
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            for node in ast.walk(function):
+                for action in _actions(node):
+                    found[action].add(function.name)
+    return found
+
+
+def modules() -> set[str]:
+    """Those that call S3."""
+    return {path.stem for path in SERVICE.glob("*.py") if callers(path.stem)}
+
+
+def _actions(node: ast.AST) -> set[str]:
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return set()
+    client = ast.unparse(node.func.value).split(".")[-1]
+    if client not in {"client", "_client"} or node.func.attr not in OPERATIONS:
+        return set()
+    operation = OPERATIONS[node.func.attr]
+    tagged = any(keyword.arg == "Tagging" for keyword in node.keywords)
+    return {ACTIONS[operation]} | ({"s3:PutObjectTagging"} if tagged else set())

@@ -1,0 +1,99 @@
+"""The templates, deployed into moto."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import boto3
+import pytest
+
+from service import settings
+from service.settings import Settings
+from tests.infra.cloudformation.templates import DEFAULTS, TEMPLATES, Template
+from tests.support.stores import Store
+
+Deployed = tuple[dict[str, str], Callable[[str], Any]]
+
+
+@pytest.fixture(scope="module")
+def deployed(get_store: Callable[[str], Store]) -> Iterator[Deployed]:
+    """Both stacks with their defaults: what they are called, and clients to look at them."""
+    store = get_store("moto")
+
+    def client(name: str) -> Any:
+        return boto3.client(
+            name,
+            endpoint_url=store.endpoint_url,
+            aws_access_key_id=store.access_key,
+            aws_secret_access_key=store.secret_key,
+            region_name=store.region,
+        )
+
+    stack = f"history-{uuid4()}"
+    subnets = [subnet["SubnetId"] for subnet in client("ec2").describe_subnets()["Subnets"][:2]]
+    parameters = {
+        "bucket": {"BucketName": stack},
+        "service": {
+            "BucketStack": f"{stack}-bucket",
+            "Tag": "1",
+            "Vpc": client("ec2").describe_vpcs()["Vpcs"][0]["VpcId"],
+            "PublicSubnets": ",".join(subnets),
+            "TaskSubnets": ",".join(subnets),
+            "Certificate": client("acm").request_certificate(DomainName="history.example")[
+                "CertificateArn"
+            ],
+        },
+    }
+    cloudformation = client("cloudformation")
+    for name in TEMPLATES:
+        cloudformation.create_stack(
+            StackName=f"{stack}-{name}",
+            TemplateBody=Template(name).text,
+            Capabilities=["CAPABILITY_IAM"],
+            Parameters=[
+                {"ParameterKey": key, "ParameterValue": value}
+                for key, value in parameters[name].items()
+            ],
+        )
+    try:
+        [made] = cloudformation.describe_stacks(StackName=f"{stack}-service")["Stacks"]
+        assert made["StackStatus"] == "CREATE_COMPLETE"
+        outputs = {output["OutputKey"]: output["OutputValue"] for output in made["Outputs"]}
+        yield {**outputs, "Bucket": stack, "Stack": f"{stack}-service"}, client
+    finally:
+        for name in reversed(TEMPLATES):
+            cloudformation.delete_stack(StackName=f"{stack}-{name}")
+
+
+def test_the_task_gets_settings_that_the_service_takes(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs, client = deployed
+    task = client("ecs").describe_task_definition(taskDefinition=outputs["Stack"])
+    history, _ = task["taskDefinition"]["containerDefinitions"]
+    environment = {one["name"]: one["value"] for one in history["environment"]}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    names = {name for name in environment if name.startswith("HISTORY_")}
+    assert names <= {f"HISTORY_{name.upper()}" for name in Settings.model_fields}
+    # What is not a parameter is at its default, and with its defaults so is what is one.
+    config = settings.load()
+    assert config.bucket == outputs["Bucket"]
+    assert config.log_format == "json"
+    differing = {"bucket", "log_format"}
+    assert config.model_dump(exclude=differing) == DEFAULTS.model_dump(exclude=differing)
+    assert environment["AWS_DEFAULT_REGION"] == "us-east-1"
+
+
+def test_the_load_balancer_speaks_tls_alone(deployed: Deployed) -> None:
+    outputs, client = deployed
+    balancing = client("elbv2")
+    [balancer] = [
+        found
+        for found in balancing.describe_load_balancers()["LoadBalancers"]
+        if found["DNSName"] == outputs["Address"]
+    ]
+    [listener] = balancing.describe_listeners(LoadBalancerArn=balancer["LoadBalancerArn"])[
+        "Listeners"
+    ]
+    assert (listener["Protocol"], listener["Port"]) == ("HTTPS", 443)

@@ -1,0 +1,302 @@
+"""The mistakes that the tests have to notice, one or more for each file."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A mistake in a file, at the only place that reads so, and the test that notices it."""
+
+    file: str
+    right: str
+    wrong: str
+    test: str
+    """`module::test`, the module as a path below tests/infra.
+
+    Of a parametrised test it is enough that one case fails.
+    """
+
+    @property
+    def node(self) -> str:
+        module, _, name = self.test.partition("::")
+        return f"tests/infra/{module}.py::{name}"
+
+    def __str__(self) -> str:
+        return f"{self.file}-{self.test.partition('::')[2]}"
+
+
+BASE = "infra/kubernetes/base"
+EXAMPLE = "infra/kubernetes/example"
+NGINX = "infra/nginx/nginx.conf"
+AWS = "infra/cloudformation"
+
+MUTATIONS = [
+    Mutation(
+        ".dockerignore",
+        "!service\n",
+        "",
+        "test_image::test_the_image_copies_what_is_there_and_let_through",
+    ),
+    Mutation(
+        "localstack.yml",
+        "condition: service_completed_successfully",
+        "condition: service_started",
+        "stack/test_compose_file::test_each_service_waits_for_what_it_needs",
+    ),
+    Mutation(
+        "infra/Dockerfile",
+        "USER 65532:65532",
+        "USER root",
+        "test_image::test_the_image_copies_what_is_there_and_let_through",
+    ),
+    Mutation(
+        "infra/README.md",
+        "### HistoryRefusals",
+        "### HistoryRefused",
+        "test_dashboards::test_every_alert_has_its_section_in_the_runbook",
+    ),
+    Mutation(
+        "requirements/service.txt",
+        "\nbotocore==",
+        "\n# botocore==",
+        "install/test_lock_files::test_a_lock_holds_what_was_asked_for_and_nothing_else",
+    ),
+    Mutation(
+        "requirements/infra-tools.txt",
+        "\njsonschema==",
+        "\n# jsonschema==",
+        "install/test_lock_files::test_a_lock_holds_what_was_asked_for_and_nothing_else",
+    ),
+    Mutation(
+        "requirements/dev.txt",
+        "\nwerkzeug==",
+        "\n# werkzeug==",
+        "install/test_lock_files::test_a_lock_holds_what_was_asked_for_and_nothing_else",
+    ),
+    Mutation(
+        "requirements/test.txt",
+        "\niniconfig==",
+        "\n# iniconfig==",
+        "install/test_lock_files::test_a_lock_holds_what_was_asked_for_and_nothing_else",
+    ),
+    Mutation(
+        "requirements/localstack.txt",
+        "\ndill==",
+        "\n# dill==",
+        "install/test_lock_files::test_a_lock_holds_what_was_asked_for_and_nothing_else",
+    ),
+    Mutation(
+        "requirements/ministack.txt",
+        "\ndefusedxml==",
+        "\n# defusedxml==",
+        "install/test_lock_files::test_a_lock_holds_what_was_asked_for_and_nothing_else",
+    ),
+    # -- AWS
+    Mutation(
+        f"{AWS}/bucket.yaml",
+        '"7": { Days: 8 }',
+        '"7": { Days: 7 }',
+        "cloudformation/test_bucket::test_a_lifecycle_for_every_retention",
+    ),
+    Mutation(
+        f"{AWS}/bucket.yaml",
+        'Bool: { "aws:SecureTransport": "false" }',
+        'Bool: { "aws:SecureTransport": "true" }',
+        "cloudformation/test_bucket::test_what_the_bucket_policy_denies",
+    ),
+    Mutation(
+        f"{AWS}/service.yaml",
+        "                  - s3:PutObjectTagging # S3Storage.put, put_tags\n",
+        "",
+        "cloudformation/test_permissions::test_the_task_may_do_what_the_code_does_and_no_more",
+    ),
+    Mutation(
+        f"{AWS}/service.yaml",
+        "StopTimeout: 60",
+        "StopTimeout: 30",
+        "cloudformation/test_task::test_a_task_has_the_time_that_it_takes_to_end",
+    ),
+    # -- Kubernetes
+    Mutation(
+        f"{BASE}/deployment.yaml",
+        "terminationGracePeriodSeconds: 45",
+        "terminationGracePeriodSeconds: 30",
+        "kubernetes/test_workload::test_a_pod_has_time_to_drain",
+    ),
+    Mutation(
+        f"{BASE}/deployment.yaml",
+        "periodSeconds: 1\n",
+        "periodSecond: 1\n",
+        "kubernetes/test_manifests::test_kubernetes_knows_every_field",
+    ),
+    Mutation(
+        f"{BASE}/disruption-budget.yaml",
+        "maxUnavailable: 1",
+        "maxUnavailable: 0",
+        "kubernetes/test_workload::test_updates_never_lack_a_replica",
+    ),
+    Mutation(
+        f"{BASE}/ingress.yaml",
+        'proxy-request-buffering: "off"',
+        'proxy-request-buffering: "on"',
+        "kubernetes/test_workload::test_the_ingress_lets_bundles_through",
+    ),
+    Mutation(
+        f"{BASE}/kustomization.yaml",
+        "  - network-policy.yaml\n",
+        "",
+        "kubernetes/test_manifests::test_every_file_is_listed",
+    ),
+    Mutation(
+        f"{BASE}/network-policy.yaml",
+        "- port: http",
+        "- port: 80",
+        "kubernetes/test_workload::test_ports",
+    ),
+    Mutation(
+        f"{BASE}/scaling.yaml",
+        "minReplicas: 2",
+        "minReplicas: 1",
+        "kubernetes/test_workload::test_updates_never_lack_a_replica",
+    ),
+    Mutation(
+        f"{BASE}/service-account.yaml",
+        "automountServiceAccountToken: false",
+        "automountServiceAccountToken: true",
+        "kubernetes/test_workload::test_nobodys_rights",
+    ),
+    Mutation(
+        f"{BASE}/service.yaml",
+        "targetPort: http",
+        "targetPort: 80",
+        "kubernetes/test_workload::test_ports",
+    ),
+    Mutation(
+        f"{BASE}/settings.env",
+        "HISTORY_DRAIN_TIMEOUT=30s",
+        "HISTORY_DRAIN_TIMEOUT=60s",
+        "kubernetes/test_workload::test_a_pod_has_time_to_drain",
+    ),
+    Mutation(
+        f"{EXAMPLE}/kustomization.yaml",
+        "namespace: history\n",
+        "namespace: default\n",
+        "kubernetes/test_manifests::test_names",
+    ),
+    Mutation(
+        f"{EXAMPLE}/namespace.yaml",
+        "enforce: restricted",
+        "enforce: baseline",
+        "kubernetes/test_workload::test_nobodys_rights",
+    ),
+    Mutation(
+        "infra/kubernetes/monitoring/kustomization.yaml",
+        "resources:\n  - service-monitor.yaml\n",
+        "resources: []\n",
+        "kubernetes/test_manifests::test_every_file_is_listed",
+    ),
+    Mutation(
+        "infra/kubernetes/monitoring/service-monitor.yaml",
+        "path: /metrics",
+        "path: /prometheus",
+        "kubernetes/test_workload::test_ports",
+    ),
+    Mutation(
+        "infra/kubernetes/scaling-by-memory/kustomization.yaml",
+        "path: memory.yaml",
+        "path: memory.yml",
+        "kubernetes/test_manifests::test_every_file_is_listed",
+    ),
+    Mutation(
+        "infra/kubernetes/scaling-by-memory/memory.yaml",
+        "name: history_memory_use\n",
+        "name: history_memory_used\n",
+        "kubernetes/test_manifests::test_scaling_asks_for_what_the_adapter_answers",
+    ),
+    # -- nginx
+    Mutation(
+        "infra/nginx/listen.conf",
+        "listen 5558;",
+        "listen 127.0.0.1:5558;",
+        "stack/test_compose_file::test_nginx_there_has_the_very_same_files",
+    ),
+    Mutation(
+        "infra/nginx/listen-tls.conf",
+        "ssl_session_tickets       off;",
+        "ssl_session_tickets       on;",
+        "nginx/test_tls::test_tls",
+    ),
+    Mutation(
+        "infra/nginx/upstream.conf",
+        "keepalive_timeout 2s;",
+        "keepalive_timeout 60s;",
+        "nginx/test_configuration::test_its_limits_are_those_of_the_service",
+    ),
+    Mutation(
+        "infra/nginx/upstream.conf",
+        "history-2:5558 max_fails=3 fail_timeout=1s;",
+        "history-2:5558;",
+        "nginx/test_retries::test_a_replica_that_has_come_back_is_asked_soon",
+    ),
+    Mutation(
+        NGINX,
+        "proxy_request_buffering off;",
+        "proxy_request_buffering on;",
+        "nginx/test_requests::test_nothing_of_a_bundle_is_written_to_disk",
+    ),
+    Mutation(
+        NGINX,
+        "proxy_buffering         off;",
+        "proxy_buffering         on;",
+        "nginx/test_requests::test_nothing_of_a_bundle_is_written_to_disk",
+    ),
+    Mutation(
+        NGINX,
+        "error timeout;",
+        "error timeout non_idempotent;",
+        "nginx/test_retries::test_a_post_that_was_sent_is_not",
+    ),
+    Mutation(
+        NGINX,
+        "real_ip_recursive on;",
+        "real_ip_recursive off;",
+        "nginx/test_limits::test_the_client_is_whom_a_trusted_proxy_names",
+    ),
+    Mutation(
+        NGINX,
+        r"|openapi\.json/?)?\z",
+        r"|openapi\.json/?|metrics)?\z",
+        "nginx/test_requests::test_no_spelling_reaches_what_stays_inside",
+    ),
+    # -- Prometheus and Grafana
+    Mutation(
+        "infra/dashboards/history.json",
+        "history_memory_waiters{",
+        "history_memory_waiting{",
+        "test_dashboards::test_panels_ask_for_what_there_is",
+    ),
+    Mutation(
+        "infra/prometheus/adapter.yaml",
+        "/ sum by (<<.GroupBy>>) (history_memory_budget_bytes{",
+        "/ sum by (<<.GroupBy>>) (history_memory_limit_bytes{",
+        "test_dashboards::test_the_adapter_asks_for_what_there_is",
+    ),
+    Mutation(
+        "infra/prometheus/alerts.yaml",
+        "(history_memory_waiters)",
+        "(history_memory_waiting)",
+        "test_dashboards::test_an_alert_can_fire_and_says_what_to_do",
+    ),
+    Mutation(
+        "infra/prometheus/alerts.yaml",
+        "(rate(history_s3_request_seconds_count[5m])) > 0.05",
+        "(rate(history_s3_request_seconds_count[5m])) > 0.5",
+        "test_dashboards::test_promtool_takes_the_alerts",
+    ),
+    Mutation(
+        "infra/prometheus/alerts_test.yaml",
+        'way="receipt", outcome="held"}\n        values: 0+80x60',
+        'way="receipt", outcome="accepted"}\n        values: 0+80x60',
+        "test_dashboards::test_every_alert_is_tried_in_fair_weather_and_foul",
+    ),
+]

@@ -1,0 +1,14 @@
+"""A certificate for the tests of TLS."""
+
+import subprocess
+from pathlib import Path
+
+
+def make_certificate(folder: Path) -> Path:
+    """Put a certificate for localhost, and its key, where listen-tls.conf looks for them."""
+    (folder / "tls").mkdir()
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 "
+    command += "-subj /CN=localhost -addext subjectAltName=DNS:localhost "
+    command += "-keyout tls/key.pem -out tls/fullchain.pem"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    return folder / "tls" / "fullchain.pem"

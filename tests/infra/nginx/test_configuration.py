@@ -1,0 +1,72 @@
+"""The files of nginx's configuration."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from service.middleware import RESPONSE_HEADERS
+from service.problems import STATUS
+from service.settings import Settings
+from tests.infra.nginx.certificates import make_certificate
+from tests.infra.stack.nginx import NGINX, command, configure, find_nginx
+from tests.infra.tools import installed
+from tests.support.stores import free_ports
+
+# The replicas are started once, and some tests kill one of them.
+pytestmark = pytest.mark.xdist_group("nginx")
+
+CONFIGURATION = (NGINX / "nginx.conf").read_text()
+
+
+@pytest.mark.parametrize("listen", ["listen.conf", "listen-tls.conf"])
+def test_the_configuration_is_one(listen: str, tmp_path: Path) -> None:
+    program = installed(find_nginx)
+    make_certificate(tmp_path)
+    port = str(free_ports(1)[0])
+    lines = re.sub(r"\b(5558|443)\b", port, (NGINX / listen).read_text())
+    configure(tmp_path, re.sub(r"listen \[::\].*", "", lines), free_ports(2))
+    tested = subprocess.run(
+        [*command(program, tmp_path), "-t"], capture_output=True, text=True, check=False
+    )
+    assert tested.returncode == 0, tested.stderr
+    assert "[warn]" not in tested.stderr
+
+
+def test_its_limits_are_those_of_the_service() -> None:
+    config = Settings(bucket="a-bucket")
+
+    def seconds(name: str) -> int:
+        found = re.search(rf"^ *{name} +(\d+)s;", CONFIGURATION, re.MULTILINE)
+        assert found, name
+        return int(found[1])
+
+    assert f"client_max_body_size {(config.max_bundle_size >> 10) + 64}k;" in CONFIGURATION
+    assert seconds("client_body_timeout") > config.read_timeout
+    assert seconds("send_timeout") > config.read_timeout
+    assert seconds("worker_shutdown_timeout") >= config.drain_delay + config.drain_timeout + 5
+    idle = re.search(r"keepalive_timeout (\d+)s", (NGINX / "upstream.conf").read_text())
+    assert idle
+    assert int(idle[1]) < config.drain_delay
+
+
+def test_every_error_of_nginx_is_a_problem() -> None:
+    table = CONFIGURATION[CONFIGURATION.index("map $status $history_problem") :]
+    problems = {
+        int(status): json.loads(body)
+        for status, body in re.findall(r"^ {8}(\d+) '(.*)';$", table, re.MULTILINE)
+    }
+    handled = re.search(r"error_page ([\d ]+) /problem;", CONFIGURATION)
+    assert handled
+    assert {*map(int, handled[1].split()), 431} - {500} == problems.keys()
+    for status, body in problems.items():
+        assert body.keys() == {"type", "title", "status", "detail", "code"}
+        assert body["status"] == status
+        assert STATUS.get(body["code"], status) == status
+    page = (NGINX.parent / "README.md").read_text()
+    assert {body["code"] for body in problems.values()} <= {*STATUS, *re.findall(r"`(\w+)`", page)}
+    exposed = re.search(r'Access-Control-Expose-Headers "(.*)"', CONFIGURATION)
+    assert exposed
+    assert set(exposed[1].split(", ")) <= set(RESPONSE_HEADERS)

@@ -1,0 +1,192 @@
+"""The faults of the fault proxy do what they say."""
+
+import threading
+import time
+from typing import Any
+
+import httpx
+import pytest
+from botocore.exceptions import ClientError, ConnectionClosedError
+
+from tests.s3.fault_proxy.scripted_store import FOREVER, GET, OBJECT, PUT, keys, read_head
+from tests.support.clients.sockets import dial, read_all, read_exactly
+from tests.support.polling import until
+from tests.support.proxy import (
+    Delay,
+    Drip,
+    Fault,
+    Proxy,
+    Reset,
+    ResetRequest,
+    Respond,
+    Stall,
+    Swallow,
+    Truncate,
+)
+from tests.support.stores import Store
+
+
+def test_a_fault_strikes_when_it_is_due(proxy: Proxy) -> None:
+    proxy.faults += [
+        Fault("HeadObject", Respond(503), after=1, every=2, times=2),
+        Fault("GetObject", Respond(500, "InternalError"), times=None),
+        Fault(None, Respond(501), after=7),
+    ]
+    with httpx.Client(base_url=proxy.url) as client:
+        heads = [client.head("/bucket/object").status_code for _ in range(7)]
+        gets = [client.get("/bucket/object").status_code for _ in range(3)]
+    assert heads == [200, 503, 200, 503, 200, 200, 200]
+    assert gets == [500, 500, 500]
+    assert [fault.struck for fault in proxy.faults] == [2, 3, 0]
+
+
+def test_respond(proxy: Proxy, s3: Any, behind: Any) -> None:
+    proxy.faults.append(Fault("PutObject", Respond(503, "SlowDown")))
+    with pytest.raises(ClientError, match="SlowDown") as refused:
+        s3.put_object(Bucket="bucket", Key="respond", Body=OBJECT)
+    assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 503
+    assert "respond" not in keys(behind)
+    assert proxy.requests[0].received == len(OBJECT)
+    assert proxy.requests[0].completed
+
+
+def test_reset_of_a_request(proxy: Proxy, behind: Any) -> None:
+    proxy.faults.append(Fault("PutObject", ResetRequest(after_bytes=1_000)))
+    with dial(proxy.url) as connection:
+        connection.sendall(PUT % 2_000 + bytes(1_000))
+        with pytest.raises(ConnectionResetError):
+            connection.recv(1)
+    assert proxy.requests[0].received == 1_000
+    assert proxy.requests[0].status is None
+    assert "put" not in keys(behind)
+
+
+@pytest.mark.parametrize("after_bytes", [0, 1, 100_000, len(OBJECT), len(OBJECT) + 1])
+def test_reset_of_an_answer(proxy: Proxy, after_bytes: int) -> None:
+    proxy.faults.append(Fault("GetObject", Reset(after_bytes)))
+    with dial(proxy.url) as connection:
+        connection.sendall(GET)
+        assert read_head(connection).startswith(b"HTTP/1.1 200")
+        with pytest.raises(ConnectionResetError):
+            read_all(connection)
+    assert proxy.requests[0].sent == min(after_bytes, len(OBJECT))
+    assert not proxy.requests[0].completed
+
+
+@pytest.mark.parametrize("after_bytes", [0, 1, 100_000, len(OBJECT), len(OBJECT) + 1])
+def test_truncated_answer(proxy: Proxy, after_bytes: int) -> None:
+    proxy.faults.append(Fault("GetObject", Truncate(after_bytes)))
+    with dial(proxy.url) as connection:
+        connection.sendall(GET)
+        assert read_head(connection).startswith(b"HTTP/1.1 200")
+        assert read_all(connection) == OBJECT[:after_bytes]
+    assert not proxy.requests[0].completed
+
+
+def test_an_answer_without_a_body_can_be_cut(proxy: Proxy) -> None:
+    proxy.faults.append(Fault("HeadObject", Reset()))
+    with dial(proxy.url) as connection:
+        connection.sendall(GET.replace(b"GET", b"HEAD"))
+        assert read_head(connection).startswith(b"HTTP/1.1 200")
+        with pytest.raises(ConnectionResetError):
+            connection.recv(1)
+
+
+@pytest.mark.parametrize("after_bytes", [0, 100_000])
+def test_stall(proxy: Proxy, after_bytes: int) -> None:
+    proxy.faults.append(Fault("GetObject", Stall(0.1, after_bytes)))
+    started = time.monotonic()
+    assert httpx.get(f"{proxy.url}/bucket/object").content == OBJECT
+    assert time.monotonic() - started > 0.1
+    assert proxy.requests[0].completed
+
+
+def test_a_stall_ends_with_the_proxy(moto: Store, behind: Any) -> None:
+    with Proxy(moto.endpoint_url) as proxy:
+        proxy.faults.append(Fault("GetObject", Stall(FOREVER, 1_000)))
+        connection = dial(proxy.url)
+        connection.sendall(GET)
+        read_head(connection)
+        assert read_exactly(connection, 1_000) == OBJECT[:1_000]
+        assert proxy.requests[0].sent == 1_000
+        assert not proxy.requests[0].completed
+    with connection, pytest.raises(ConnectionResetError):
+        connection.recv(1)
+
+
+def test_a_stall_ends_with_its_client(proxy: Proxy) -> None:
+    proxy.faults.append(Fault("GetObject", Stall(FOREVER)))
+    with dial(proxy.url) as connection:
+        connection.sendall(GET)
+        read_head(connection)
+    until(lambda: proxy.open_connections == 0)
+
+
+def test_drip(proxy: Proxy) -> None:
+    proxy.faults.append(Fault("GetObject", Drip(bytes_per_second=10 * len(OBJECT))))
+    started = time.monotonic()
+    assert httpx.get(f"{proxy.url}/bucket/object").content == OBJECT
+    assert time.monotonic() - started > 0.1
+
+
+def test_delay(proxy: Proxy, behind: Any) -> None:
+    proxy.faults += [
+        Fault("PutObject", Delay(0.1)),
+        Fault("PutObject", Delay(FOREVER), after=1),
+    ]
+    started = time.monotonic()
+    httpx.put(f"{proxy.url}/bucket/delayed", content=OBJECT).raise_for_status()
+    assert time.monotonic() - started > 0.1
+    with dial(proxy.url) as connection:
+        connection.sendall(PUT % 10 + bytes(10))
+        until(lambda: proxy.open_connections == 1)
+    until(lambda: proxy.open_connections == 0)
+    assert "put" not in keys(behind)
+
+
+def test_swallow(proxy: Proxy, s3: Any, behind: Any) -> None:
+    proxy.faults.append(Fault("PutObject", Swallow()))
+    with pytest.raises(ConnectionClosedError):
+        s3.put_object(Bucket="bucket", Key="swallowed", Body=OBJECT)
+    assert "swallowed" in keys(behind)
+    assert proxy.requests[0].status is None
+    assert not proxy.requests[0].completed
+
+
+def test_unplugged_it_refuses_and_cuts(proxy: Proxy) -> None:
+    proxy.faults.append(Fault("GetObject", Stall(FOREVER)))
+    url = proxy.url
+    with dial(url) as stalled, dial(url) as idle:
+        stalled.sendall(GET)
+        read_head(stalled)
+        until(lambda: proxy.open_connections == 2)
+        proxy.unplug()
+        assert proxy.open_connections == 0
+        for connection in (stalled, idle):
+            with pytest.raises(ConnectionResetError):
+                connection.recv(1)
+    for _ in range(3):
+        with pytest.raises(ConnectionRefusedError):
+            dial(url)
+    proxy.plug()
+    assert proxy.url == url
+    assert httpx.get(f"{url}/bucket/object").content == OBJECT
+
+
+def test_a_store_that_is_down_is_one_that_resets(proxy: Proxy) -> None:
+    with Proxy(proxy.url) as outer, dial(outer.url) as connection:
+        proxy.unplug()
+        connection.sendall(GET)
+        with pytest.raises(ConnectionResetError):
+            connection.recv(1)
+
+
+def test_closed_it_leaves_nothing(moto: Store) -> None:
+    for _ in range(20):
+        with Proxy(moto.endpoint_url) as proxy:
+            url = proxy.url
+            connection = dial(url)
+        connection.close()
+        with pytest.raises(ConnectionRefusedError):
+            dial(url)
+        assert "proxy" not in {thread.name for thread in threading.enumerate()}

@@ -1,0 +1,165 @@
+"""`init-bucket`'s work on every store: repeatable, and what is not its own is left alone."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+from uuid import uuid4
+
+import boto3
+import pytest
+
+from service import client
+from service.bucket import lifecycle_rule
+from service.errors import BucketError
+from service.settings import Settings
+from tests.support.polling import until
+from tests.support.proxy import Fault, Proxy, Respond
+from tests.support.services.thread import make_bucket, running_service
+from tests.support.stores import Store
+from tests.support.stores.selection import GROUPS
+
+OTHERS = {
+    "ID": "somebody else's",
+    "Status": "Enabled",
+    "Filter": {"Prefix": "logs/"},
+    "Expiration": {"Days": 3},
+}
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "BACKOFF", 0.1)
+
+
+@pytest.fixture
+def config() -> Settings:
+    return Settings(bucket=f"history-{uuid4()}")
+
+
+def rules(s3: Any, config: Settings) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = s3.get_bucket_lifecycle_configuration(Bucket=config.bucket)[
+        "Rules"
+    ]
+    return [{name: rule[name] for name in rule if name != "Prefix"} for rule in found]
+
+
+@pytest.mark.every_store
+def test_a_bucket_is_made_and_the_second_time_left_as_it_is(
+    store: Store, s3: Any, config: Settings
+) -> None:
+    first = make_bucket(store, config)
+    assert first[0] == f"bucket {config.bucket}: created"
+    assert first[1] == "lifecycle: set (bundles go after 8 days, abandoned uploads after 1)"
+    assert rules(s3, config) == [lifecycle_rule("bundles/", 7 * 86_400)]
+    block = s3.get_public_access_block(Bucket=config.bucket)["PublicAccessBlockConfiguration"]
+    assert block.pop("BlockPublicAcls") is ("BlockPublicAcls" not in first[2])
+    assert set(block.values()) == {True}
+    s3.put_object(Bucket=config.bucket, Key="bundles/x", Body=b"the owner may write")
+
+    second = make_bucket(store, config)
+    assert second[:2] == [
+        f"bucket {config.bucket}: is there",
+        "lifecycle: is right (bundles go after 8 days, abandoned uploads after 1)",
+    ]
+    assert second[2].startswith("public access: is blocked")
+    assert not s3.list_objects_v2(Bucket=config.bucket, Prefix="bundles/probe").get("Contents")
+
+
+@pytest.mark.every_store
+def test_the_rules_of_others_stay(store: Store, s3: Any, config: Settings) -> None:
+    s3.create_bucket(Bucket=config.bucket)
+    s3.put_bucket_lifecycle_configuration(
+        Bucket=config.bucket, LifecycleConfiguration={"Rules": [OTHERS]}
+    )
+    for retention, days in ((30 * 86_400, 31), (5400, 1)):
+        lines = make_bucket(store, Settings(bucket=config.bucket, retention=retention))
+        ids = {rule["ID"]: rule["Expiration"]["Days"] for rule in rules(s3, config)}
+        assert ids == {OTHERS["ID"]: 3, "message-history-server bundles/": days}
+    assert lines[1].startswith("lifecycle: shortened from 31 days; bundles promised more go early")
+
+
+def test_in_the_region_that_is_set(store: Store, s3: Any, config: Settings) -> None:
+    elsewhere = replace(store, region="eu-west-3")
+    assert make_bucket(elsewhere, config)[0].endswith("created")
+    location = s3.get_bucket_location(Bucket=config.bucket)
+    assert location["LocationConstraint"] == "eu-west-3"
+
+
+def test_a_bucket_made_by_another_at_the_same_time(store: Store, config: Settings) -> None:
+    with Proxy(store.endpoint_url) as proxy:
+        proxy.faults.append(Fault("HeadBucket", Respond(404, "NoSuchBucket")))
+        make_bucket(store, config)
+        proxy.faults.append(Fault("CreateBucket", Respond(409, "BucketAlreadyOwnedByYou")))
+        racing = replace(store, endpoint_url=proxy.url)
+        assert make_bucket(racing, config)[0] == f"bucket {config.bucket}: is there"
+
+
+@pytest.mark.parametrize(
+    ("operation", "line"),
+    [
+        ("PutPublicAccessBlock", "public access: this store has no block"),
+        ("PutBucketEncryption", "encryption: this store has none to turn on"),
+    ],
+)
+@pytest.mark.parametrize(
+    "answer", [Respond(501, "NotImplemented"), Respond(405, "MethodNotAllowed")]
+)
+def test_what_a_store_lacks_is_said_and_passed_over(
+    store: Store, config: Settings, operation: str, line: str, answer: Respond
+) -> None:
+    with Proxy(store.endpoint_url) as proxy:
+        lacking = replace(store, endpoint_url=proxy.url)
+        proxy.faults.append(Fault(operation, answer, times=None))
+        absent = Respond(404, "ServerSideEncryptionConfigurationNotFoundError")
+        proxy.faults.append(Fault("GetBucketEncryption", absent, times=None))
+        lines = make_bucket(lacking, config)
+    assert any(said.startswith(line) and answer.code in said for said in lines)
+    assert len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("operation", "answer", "said"),
+    [
+        ("HeadBucket", Respond(403, "AccessDenied"), "may not use the bucket"),
+        ("CreateBucket", Respond(409, "BucketAlreadyExists"), "taken by another account"),
+        ("PutBucketLifecycleConfiguration", Respond(403, "AccessDenied"), "AccessDenied"),
+        ("PutPublicAccessBlock", Respond(403, "AccessDenied"), "AccessDenied"),
+    ],
+)
+def test_what_is_refused_is_said_with_the_next_step(
+    store: Store, config: Settings, operation: str, answer: Respond, said: str
+) -> None:
+    with Proxy(store.endpoint_url) as proxy:
+        refusing = replace(store, endpoint_url=proxy.url)
+        proxy.faults.append(Fault(operation, answer, times=None))
+        with pytest.raises(BucketError, match=said):
+            make_bucket(refusing, config)
+
+
+def test_a_store_that_cannot_be_reached_is_said(store: Store, config: Settings) -> None:
+    with Proxy(store.endpoint_url) as proxy:
+        proxy.unplug()
+        with pytest.raises(BucketError, match="cannot be reached"):
+            make_bucket(replace(store, endpoint_url=proxy.url), config)
+
+
+@GROUPS["ceph"]
+def test_the_lifecycle_really_removes(get_store: Callable[[str], Store]) -> None:
+    """On a store that lives faster: a bundle, and an upload that nobody went on with."""
+    hasty = get_store("hasty_ceph")
+    s3 = boto3.client(
+        "s3",
+        endpoint_url=hasty.endpoint_url,
+        aws_access_key_id=hasty.access_key,
+        aws_secret_access_key=hasty.secret_key,
+        region_name=hasty.region,
+    )
+    settings = Settings(bucket=f"history-{uuid4()}", retention=1)
+    make_bucket(hasty, settings)
+    with running_service(hasty, s3, bucket=settings.bucket, retention=1) as service:
+        bundle_id = service.upload(b"bundle")
+        s3.create_multipart_upload(Bucket=settings.bucket, Key=f"bundles/{uuid4()}")
+        s3.put_object(Bucket=settings.bucket, Key="elsewhere", Body=b"stays")
+        assert f"bundles/{bundle_id}" in service.objects()
+        until(lambda: service.objects() == ["elsewhere"], seconds=60)
+        until(lambda: not service.multipart_uploads(), seconds=60)

@@ -1,0 +1,170 @@
+"""The service in a thread of this process, on a free port, in front of a real S3 server."""
+
+import asyncio
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from uuid import uuid4
+
+import httpx
+
+from service import bucket, server
+from service.app import create_app
+from service.client import connect
+from service.readiness import Drain
+from service.settings import Settings
+from tests.support.key_leaks import LEAKS
+from tests.support.stores import Store
+from tests.support.stores.access import aws_environment
+
+SMALL_PART = 5 << 20
+"""S3 takes none smaller: most tests use it, as it is quicker to fill than the default."""
+
+
+@dataclass
+class Service:
+    """A running service, and eyes to see what it did to its bucket."""
+
+    url: str
+    bucket: str
+    prefix: str
+    http: httpx.Client = field(repr=False)
+    s3: Any = field(repr=False)
+    running: server.Server = field(repr=False)
+
+    def many(self) -> httpx.AsyncClient:
+        """A client of as many connections as are wanted."""
+        limits = httpx.Limits(max_connections=None)
+        return httpx.AsyncClient(
+            base_url=self.url, timeout=280, trust_env=False, verify=False, limits=limits
+        )
+
+    def upload(self, content: bytes, hmac: str | None = None) -> str:
+        headers = {} if hmac is None else {"X-HMAC": hmac}
+        answer = self.http.post("/upload", content=content, headers=headers)
+        assert answer.status_code == 200, answer.text
+        return answer.text
+
+    def fetch(self, bundle_id: str, proof: Mapping[str, str] | None = None) -> httpx.Response:
+        return self.http.get(f"/files/{bundle_id}", headers=proof)
+
+    def head(self, bundle_id: str, proof: Mapping[str, str] | None = None) -> httpx.Response:
+        return self.http.head(f"/files/{bundle_id}", headers=proof)
+
+    def metrics(self) -> dict[str, float]:
+        """Return every sample that the service exposes, by its name with labels."""
+        answer = self.http.get("/metrics")
+        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        samples = re.findall(r"^(history_\S+) (\S+)$", answer.text, re.MULTILINE)
+        return {name: float(value) for name, value in samples}
+
+    def objects(self) -> list[str]:
+        listing = self.s3.list_objects_v2(Bucket=self.bucket)
+        return [found["Key"] for found in listing.get("Contents", [])]
+
+    def clear(self) -> None:
+        for key in self.objects():
+            self.s3.delete_object(Bucket=self.bucket, Key=key)
+
+    def multipart_uploads(self) -> list[str]:
+        listing = self.s3.list_multipart_uploads(Bucket=self.bucket)
+        return [found["Key"] for found in listing.get("Uploads", [])]
+
+    def abort_all(self) -> None:
+        for found in self.s3.list_multipart_uploads(Bucket=self.bucket).get("Uploads", []):
+            self.s3.abort_multipart_upload(
+                Bucket=self.bucket, Key=found["Key"], UploadId=found["UploadId"]
+            )
+
+    def tags(self, bundle_id: str) -> dict[str, str]:
+        tagging = self.s3.get_object_tagging(Bucket=self.bucket, Key=f"{self.prefix}{bundle_id}")
+        return {tag["Key"]: tag["Value"] for tag in tagging["TagSet"]}
+
+    def put_tags(self, bundle_id: str, tags: Mapping[str, str]) -> None:
+        where = {"Bucket": self.bucket, "Key": f"{self.prefix}{bundle_id}"}
+        if not tags:
+            self.s3.delete_object_tagging(**where)
+            return
+        tag_set = [{"Key": name, "Value": value} for name, value in tags.items()]
+        self.s3.put_object_tagging(**where, Tagging={"TagSet": tag_set})
+
+
+class Serve(Protocol):
+    """Start a service in a bucket of its own, or a given one.
+
+    Settings go by their names without HISTORY_; `endpoint_url` is another way to the store.
+    """
+
+    def __call__(
+        self,
+        *,
+        endpoint_url: str | None = None,
+        clock: Callable[[], float] | None = None,
+        **settings: object,
+    ) -> Service: ...
+
+
+def make_bucket(store: Store, settings: Settings) -> list[str]:
+    """Do what `init-bucket` does."""
+
+    async def prepare() -> list[str]:
+        async with connect(settings.region) as client:
+            lines = bucket.prepare(
+                client,
+                bucket=settings.bucket,
+                prefix=settings.prefix,
+                retention=settings.retention,
+            )
+            return [line async for line in lines]
+
+    with aws_environment(store):
+        return asyncio.run(prepare())
+
+
+@contextmanager
+def running_service(
+    store: Store,
+    s3: Any,
+    *,
+    endpoint_url: str | None = None,
+    clock: Callable[[], float] | None = None,
+    **settings: Any,
+) -> Iterator[Service]:
+    """The service itself, in a thread of this process, in a new bucket unless one is given."""
+    if "bucket" not in settings:
+        settings["bucket"] = f"history-{uuid4()}"
+        s3.create_bucket(Bucket=settings["bucket"])
+    config = Settings(**settings)
+    drain = Drain()
+    app = create_app(config, drain=drain, clock=clock or time.time)
+    started = threading.Event()
+    with server.listen("127.0.0.1", 0) as listener:
+        running = server.Server(
+            app,
+            listener,
+            drain,
+            drain_delay=0,
+            drain_timeout=10,
+            read_timeout=config.read_timeout,
+            ready=started.set,
+        )
+        thread = threading.Thread(target=running.run)
+        with aws_environment(store, endpoint_url):
+            thread.start()
+            assert started.wait(20)
+        port = listener.getsockname()[1]
+        url = f"http://127.0.0.1:{port}"
+        try:
+            # It reads no certificates, which would take longer than the service's own start.
+            with httpx.Client(
+                base_url=url, timeout=60, trust_env=False, verify=False, event_hooks=LEAKS.hooks
+            ) as http:
+                yield Service(url, config.bucket, config.prefix, http, s3, running)
+        finally:
+            running.should_exit = True
+            thread.join(30)
+            assert not thread.is_alive()

@@ -1,0 +1,33 @@
+"""moto's S3 on a listening socket: `python moto_launch.py FILE_DESCRIPTOR`.
+
+servers.py starts this file: a process of its own, as coverage would trace all that moto does in the
+tests' own, and each of them would wait for the other's turn in the interpreter.
+"""
+
+import logging
+import os
+import sys
+
+# In memory: moto would put larger objects into temporary files.
+os.environ["MOTO_S3_DEFAULT_KEY_BUFFER_SIZE"] = str(1 << 40)
+
+from moto import backends
+from moto.moto_server.werkzeug_app import (
+    DomainDispatcherApplication,
+    MotoRequestHandler,
+    create_backend_app,
+)
+from werkzeug.serving import make_server
+
+logging.getLogger("werkzeug").setLevel(logging.ERROR)
+# It lists the folder of all of AWS's services for each request: a tenth of its CPU time.
+SERVICES = list(backends.list_of_moto_modules())
+backends.list_of_moto_modules = lambda: SERVICES
+make_server(
+    "127.0.0.1",
+    0,
+    DomainDispatcherApplication(create_backend_app),
+    threaded=True,
+    request_handler=MotoRequestHandler,
+    fd=int(sys.argv[1]),
+).serve_forever()

@@ -1,0 +1,49 @@
+"""What it takes to use an S3 server."""
+
+import os
+import socket
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True)
+class Store:
+    """An S3 server, and what it takes to use it."""
+
+    name: str
+    endpoint_url: str
+    access_key: str = "test"
+    secret_key: str = field(default="test", repr=False)
+    region: str = "us-east-1"
+
+
+class NotInstalled(Exception):
+    """A store is not on this machine; the message tells how to get it."""
+
+
+def from_environment() -> Store | None:
+    """The store that AWS_ENDPOINT_URL_S3 names, if it does."""
+    url = os.environ.get("AWS_ENDPOINT_URL_S3")
+    if not url:
+        return None
+    return Store(
+        name="environment",
+        endpoint_url=url,
+        access_key=os.environ.get("AWS_ACCESS_KEY_ID", "test"),
+        secret_key=os.environ.get("AWS_SECRET_ACCESS_KEY", "test"),
+        region=os.environ.get("AWS_DEFAULT_REGION", "us-east-1"),
+    )
+
+
+def unreachable(store: Store) -> str | None:
+    """Return a sentence if nothing accepts a connection at this store's endpoint."""
+    address = urlsplit(store.endpoint_url)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=5).close()
+    except OSError as error:
+        return (
+            f"AWS_ENDPOINT_URL_S3 is {store.endpoint_url}, where no server can be reached "
+            f"({error.strerror or error}): start it, or unset the variable to test with moto."
+        )
+    return None
