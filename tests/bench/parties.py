@@ -1,7 +1,6 @@
 """Those who take part in a benchmark, each a process of its own, and what they cost."""
 
 import os
-import re
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from botocore.handlers import add_expect_header
 
 from service.client import SETTINGS
 from tests.support import stores
+from tests.support.services.metrics import metric_total
+from tests.support.services.process import memory
 from tests.support.services.replicas import Replica
 from tests.support.stores import Store, free_ports
 
@@ -70,18 +71,13 @@ class Service:
     @property
     def peak(self) -> int:
         """Bytes of memory that it has had resident at most."""
-        status = Path(f"/proc/{self._pid}/status").read_text()
-        found = re.search(r"VmHWM:\s+(\d+) kB", status)
-        assert found is not None
-        return int(found[1]) * 1024
+        return memory(self._pid, "VmHWM")
 
     @property
     def s3_requests(self) -> int:
         """Calls that it has made to S3."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
-            metrics = answer.read().decode()
-        calls = re.findall(r"^history_s3_request_seconds_count\{.*\} (.+)", metrics, re.MULTILINE)
-        return round(sum(map(float, calls)))
+            return round(metric_total(answer.read().decode(), "s3_request_seconds_count"))
 
 
 @contextmanager

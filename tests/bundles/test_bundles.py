@@ -125,6 +125,14 @@ def test_a_part_is_sent_while_the_next_one_arrives(store: Store, service: Servic
     run(store, service, test)
 
 
+async def cancel_unanswered(deposit: asyncio.Task[Any], storage: Held) -> None:
+    """Cancel it while S3 has not answered; S3 answers afterwards."""
+    deposit.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await deposit
+    storage.answer.set()
+
+
 @pytest.mark.parametrize("mebibytes", [1, 6, 20])
 def test_a_cancelled_deposit_leaves_nothing(store: Store, service: Service, mebibytes: int) -> None:
     """Not even what S3 had done already when the deposit was cancelled, but not yet answered."""
@@ -132,10 +140,7 @@ def test_a_cancelled_deposit_leaves_nothing(store: Store, service: Service, mebi
     async def test(bundles: Bundles, storage: Held) -> None:
         deposit = asyncio.create_task(bundles.deposit(pieces(mebibytes), Claim()))
         await storage.reached.wait()
-        deposit.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await deposit
-        storage.answer.set()
+        await cancel_unanswered(deposit, storage)
 
     run(store, service, test)
     assert not service.objects()
@@ -152,10 +157,7 @@ def test_a_deposit_cancelled_in_its_last_call_leaves_nothing(
         deposit = asyncio.create_task(bundles.deposit(pieces(11), Claim()))
         await storage.reached.wait()
         assert service.objects()
-        deposit.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await deposit
-        storage.answer.set()
+        await cancel_unanswered(deposit, storage)
 
     run(store, service, test)
     assert not service.objects()

@@ -174,13 +174,19 @@ def test_a_buffer_is_as_long_as_its_lease(size: int) -> None:
     run(test())
 
 
+async def one_taken_one_waiting() -> tuple[Budget, Lease, asyncio.Task[Lease]]:
+    """A budget that the first lease uses up, so that the second has to wait for it."""
+    budget = Budget(SLOT, timeout=1)
+    first = await budget.take(SLOT)
+    first.buffer()[:5] = b"first"
+    waiting = asyncio.create_task(budget.take(SLOT))
+    await turns()
+    return budget, first, waiting
+
+
 def test_who_waits_gets_the_pages_of_who_gives_back() -> None:
     async def test() -> None:
-        budget = Budget(SLOT, timeout=1)
-        first = await budget.take(SLOT)
-        first.buffer()[:5] = b"first"
-        waiting = asyncio.create_task(budget.take(SLOT))
-        await turns()
+        budget, first, waiting = await one_taken_one_waiting()
         first.release()
         assert (budget.in_use, budget.spare) == (SLOT, 0)
         second = await waiting
@@ -194,11 +200,7 @@ def test_who_waits_gets_the_pages_of_who_gives_back() -> None:
 
 def test_who_has_left_leaves_the_pages_that_were_for_him() -> None:
     async def test() -> None:
-        budget = Budget(SLOT, timeout=1)
-        first = await budget.take(SLOT)
-        first.buffer()[:5] = b"first"
-        waiting = asyncio.create_task(budget.take(SLOT))
-        await turns()
+        budget, first, waiting = await one_taken_one_waiting()
         first.release()
         waiting.cancel()
         await asyncio.wait([waiting])

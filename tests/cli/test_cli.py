@@ -25,9 +25,11 @@ from tests.support.services.process import (
     clean_environment,
     memory,
     serving,
+    serving_bucket,
 )
 from tests.support.stores import Store
 from tests.support.stores.access import aws_environment
+from tests.support.stores.buckets import new_bucket
 
 KEY = "the key of a command"
 
@@ -184,21 +186,18 @@ def test_help_and_version() -> None:
 
 def test_64_mib_pass_through_less_than_64_mib_of_memory(store: Store, s3: Any) -> None:
     """Sent chunked and fetched with its proof, by a process that does nothing else."""
-    bucket = f"history-{uuid4()}"
-    s3.create_bucket(Bucket=bucket)
     bundle = os.urandom(64 << 20)
     with (
-        aws_environment(store) as variables,
-        serving(HISTORY_BUCKET=bucket, **variables) as (url, process, _),
+        serving_bucket(store, new_bucket(s3)) as (url, process),
         httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
     ):
         http.post("/upload", content=b"what is loaded at first is not counted")
-        before = memory(process, "VmRSS")
+        before = memory(process.pid, "VmRSS")
         pieces = (bundle[at : at + 8192] for at in range(0, len(bundle), 8192))
         bundle_id = http.post("/upload", content=pieces).text
-        uploaded = memory(process, "VmHWM")
+        uploaded = memory(process.pid, "VmHWM")
         assert http.get(f"/files/{bundle_id}", headers=sign(KEY, bundle)).content == bundle
-        fetched = memory(process, "VmHWM")
+        fetched = memory(process.pid, "VmHWM")
     print(
         f"resident: {before >> 20} MiB, {uploaded >> 20} after upload, {fetched >> 20} after both"
     )

@@ -130,7 +130,7 @@ def test_every_store_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_map_names_every_module() -> None:
     assert service.__doc__ is not None
-    modules = {path.stem for path in (ROOT / "service").glob("*.py")} - {"__init__"}
+    modules = {path.stem for path in (ROOT / "service").rglob("*.py")} - {"__init__"}
     assert all(re.search(rf"\b{module}\b", service.__doc__) for module in modules)
 
 

@@ -5,11 +5,9 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from subprocess import Popen
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import pytest
@@ -18,42 +16,32 @@ from tests.support.clients import load
 from tests.support.clients.signing import sign
 from tests.support.polling import until
 from tests.support.proxy import Delay, Fault, Proxy
-from tests.support.services.process import serving
+from tests.support.services.process import serving_bucket
 from tests.support.services.thread import SMALL_PART
 from tests.support.stores import Store
-from tests.support.stores.access import aws_environment
+from tests.support.stores.buckets import multipart_upload_keys, new_bucket, stored_bundles
 
 MIB = 1 << 20
 LARGE = os.urandom(SMALL_PART + MIB)
 SMALL, LARGEST = LARGE[:MIB], LARGE * 2
 
 
-@contextmanager
-def replica(store: Store, url: str, bucket: str) -> Iterator[tuple[str, Popen[str]]]:
-    with (
-        aws_environment(store, url) as variables,
-        serving(HISTORY_BUCKET=bucket, HISTORY_PART_SIZE="5MiB", **variables) as (own, process, _),
-    ):
-        yield own, process
-
-
 @pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.soak)])
 def test_nothing_shows_but_whole_bundles(store: Store, s3: Any, count: int) -> None:
     """Killed while some are told their ids, some wait for their tags and some are under way."""
-    bucket = f"history-{uuid4()}"
-    s3.create_bucket(Bucket=bucket)
+    bucket = new_bucket(s3)
     with Proxy(store.endpoint_url) as proxy:
-        with replica(store, proxy.url, bucket) as (url, process):
+        with serving_bucket(store, bucket, proxy.url, HISTORY_PART_SIZE="5MiB") as (url, process):
             uploads, downloads = asyncio.run(interrupted(url, process, proxy, count))
         told = {answer.body.decode(): bundle for answer, bundle in uploads if answer.status}
         assert {answer.status for answer, _ in uploads} == {200, load.BROKEN}
         assert {answer.status for answer in downloads} <= {200, load.BROKEN}
         assert all(answer.body == LARGE for answer in downloads if answer.status)
-        with replica(store, store.endpoint_url, bucket) as (url, _):
+        with serving_bucket(store, bucket, HISTORY_PART_SIZE="5MiB") as (url, _):
             for bundle_id, bundle in told.items():
                 assert asyncio.run(load.download(url, bundle_id, bundle)).body == bundle
             seen = Counter(visible(url, found) for found in objects(s3, bucket))
-    left = s3.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
+    left = multipart_upload_keys(s3, bucket)
     whole = sum(answer.status == 200 for answer in downloads)
     print(
         f"{len(told)} of {len(uploads)} uploads and {whole} of {len(downloads)} downloads were "
@@ -101,12 +89,8 @@ class Found:
 
 
 def objects(s3: Any, bucket: str) -> Iterator[Found]:
-    for listed in s3.list_objects_v2(Bucket=bucket).get("Contents", []):
-        where = {"Bucket": bucket, "Key": listed["Key"]}
-        tags = s3.get_object_tagging(**where)["TagSet"]
-        body = s3.get_object(**where)["Body"].read()
-        bundle_id = listed["Key"].rsplit("/", 1)[1]
-        yield Found(bundle_id, body, {tag["Key"]: tag["Value"] for tag in tags})
+    for bundle_id, (body, tags) in stored_bundles(s3, bucket).items():
+        yield Found(bundle_id, body, tags)
 
 
 def visible(url: str, found: Found) -> str:

@@ -3,15 +3,14 @@
 import asyncio
 from contextlib import ExitStack
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from tests.support.clients import load
 from tests.support.clients.sockets import dial, read_answer
-from tests.support.services.process import memory, serving
+from tests.support.services.process import memory, serving_bucket
 from tests.support.stores import Store
-from tests.support.stores.access import aws_environment
+from tests.support.stores.buckets import new_bucket
 
 pytestmark = pytest.mark.soak
 
@@ -25,25 +24,18 @@ def test_memory_stays_within_its_budget(store: Store, s3: Any, idle: int) -> Non
 
     Beside them, so many connections are open on which nothing is asked.
     """
-    bucket = f"history-{uuid4()}"
-    s3.create_bucket(Bucket=bucket)
     with (
-        aws_environment(store) as variables,
-        serving(HISTORY_BUCKET=bucket, HISTORY_MEMORY_BUDGET="64MiB", **variables) as (
-            url,
-            process,
-            _,
-        ),
+        serving_bucket(store, new_bucket(s3), HISTORY_MEMORY_BUDGET="64MiB") as (url, process),
         ExitStack() as connections,
     ):
-        before = memory(process, "VmRSS")
+        before = memory(process.pid, "VmRSS")
         for _ in range(idle):
             connection = connections.enter_context(dial(url))
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert read_answer(connection).startswith(b"HTTP/1.1 200")
-        loaded = memory(process, "VmRSS")
+        loaded = memory(process.pid, "VmRSS")
         outcomes = asyncio.run(asyncio.wait_for(load.rush(url), 300))
-        peak = memory(process, "VmHWM")
+        peak = memory(process.pid, "VmHWM")
     print(
         f"\n{dict(outcomes)}; {idle} idle connections: {before / MIB:.0f} MiB before them, "
         f"{loaded / MIB:.0f} with them, peak {peak / MIB:.0f}"

@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from random import Random
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
@@ -28,6 +27,7 @@ from tests.support.polling import until
 from tests.support.proxy import Proxy
 from tests.support.services.thread import SMALL_PART, running_service
 from tests.support.stores import Store
+from tests.support.stores.buckets import new_bucket
 
 SETTINGS = settings(
     deadline=None,
@@ -47,8 +47,7 @@ class History(RuleBasedStateMachine):
     def __init__(self, store: Store, s3: Any) -> None:
         super().__init__()
         self._ledger = Ledger()
-        self._bucket = f"history-{uuid4()}"
-        s3.create_bucket(Bucket=self._bucket)
+        self._bucket = new_bucket(s3)
         self._store, self._s3 = store, s3
         self._stack, self._running = ExitStack(), ExitStack()
         self._clients = self._stack.enter_context(ThreadPoolExecutor())

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from subprocess import Popen
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import pytest
@@ -17,12 +16,17 @@ import pytest
 from service import server
 from tests.support.clients import load
 from tests.support.clients.signing import sign
-from tests.support.clients.sockets import dial, read_all
+from tests.support.clients.sockets import begin_upload, dial, read_all
 from tests.support.polling import until
-from tests.support.services.process import TRACED, serving
+from tests.support.services.process import TRACED, serving_bucket
 from tests.support.services.thread import SMALL_PART
 from tests.support.stores import Store
-from tests.support.stores.access import aws_environment
+from tests.support.stores.buckets import (
+    multipart_upload_keys,
+    new_bucket,
+    object_keys,
+    stored_bundles,
+)
 
 KEY = load.KEY
 BUNDLE = bytes(2 * SMALL_PART)
@@ -51,42 +55,24 @@ class Replica:
 
     def upload(self, declared: int = len(BUNDLE)) -> socket.socket:
         """An upload that has begun."""
-        connection = dial(self.url)
-        head = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % declared
-        connection.sendall(head + BUNDLE[: declared // 2])
-        return connection
-
-    def objects(self) -> list[str]:
-        listing = self._s3.list_objects_v2(Bucket=self._bucket)
-        return [found["Key"] for found in listing.get("Contents", [])]
+        return begin_upload(self.url, BUNDLE[: declared // 2], declared)
 
     def uploads(self) -> list[str]:
-        listing = self._s3.list_multipart_uploads(Bucket=self._bucket)
-        return [found["Key"] for found in listing.get("Uploads", [])]
+        return multipart_upload_keys(self._s3, self._bucket)
 
     def left(self) -> list[str]:
-        return [*self.objects(), *self.uploads()]
+        return [*object_keys(self._s3, self._bucket), *self.uploads()]
 
     def bundles(self) -> dict[str, tuple[bytes, dict[str, str]]]:
         """Body and tags of every object, by its id."""
-        found = {}
-        for key in self.objects():
-            where = {"Bucket": self._bucket, "Key": key}
-            tags = {it["Key"]: it["Value"] for it in self._s3.get_object_tagging(**where)["TagSet"]}
-            body = self._s3.get_object(**where)["Body"].read()
-            found[key.rsplit("/", 1)[1]] = (body, tags)
-        return found
+        return stored_bundles(self._s3, self._bucket)
 
 
 @pytest.fixture
 def replica(store: Store, s3: Any, request: pytest.FixtureRequest) -> Iterator[Replica]:
-    bucket = f"history-{uuid4()}"
-    s3.create_bucket(Bucket=bucket)
-    settings = {"HISTORY_BUCKET": bucket, "HISTORY_PART_SIZE": "5MiB", **request.param}
-    with (
-        aws_environment(store) as variables,
-        serving(**TRACED, **settings, **variables) as (url, process, _),
-    ):
+    bucket = new_bucket(s3)
+    settings = {"HISTORY_PART_SIZE": "5MiB", **request.param}
+    with serving_bucket(store, bucket, **TRACED, **settings) as (url, process):
         yield Replica(url, process, bucket, s3)
 
 

@@ -5,9 +5,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from subprocess import Popen
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import pytest
@@ -19,10 +17,10 @@ from service.proof import MAX_MEMBERS
 from tests.support.clients import path_spellings
 from tests.support.clients.malicious import Attack, attacking
 from tests.support.clients.sockets import dial, raw_request, read_all, read_answer
-from tests.support.services.process import memory, serving
+from tests.support.services.process import memory, serving_bucket
 from tests.support.services.thread import Service
 from tests.support.stores import Store
-from tests.support.stores.access import aws_environment
+from tests.support.stores.buckets import new_bucket
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -187,7 +185,7 @@ def slowest_health_check(url: str, *, count: int) -> float:
 @pytest.mark.soak
 def test_health_beside_ten_floods_of_heads(store: Store, s3: Any, name: str) -> None:
     """Ten connections send these without a pause; each /healthz answers within 100 ms."""
-    with running(store, s3) as (url, _):
+    with serving_bucket(store, new_bucket(s3)) as (url, _):
         slowest_health_check(url, count=10)
         with attacking(url, Attack(10, FLOODS[name], flood=True)) as attackers:
             slowest = slowest_health_check(url, count=200)
@@ -195,18 +193,6 @@ def test_health_beside_ten_floods_of_heads(store: Store, s3: Any, name: str) -> 
     print(f"\n{name}: {report.sent >> 20} MiB of heads; slowest {slowest * 1e3:.1f} ms")
     assert report.sent > MIB
     assert slowest < 0.1
-
-
-@contextmanager
-def running(store: Store, s3: Any, **settings: str) -> Iterator[tuple[str, Popen[str]]]:
-    """The service as a process: its URL, and the process."""
-    bucket = f"history-{uuid4()}"
-    s3.create_bucket(Bucket=bucket)
-    with (
-        aws_environment(store) as variables,
-        serving(HISTORY_BUCKET=bucket, **settings, **variables) as (url, process, _),
-    ):
-        yield url, process
 
 
 @contextmanager
@@ -227,12 +213,12 @@ def heads(url: str, count: int) -> Iterator[None]:
 @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.soak)])
 def test_memory_of_many_heads(store: Store, s3: Any, count: int) -> None:
     """The budget + 160 MiB hold 1,000 idle, 1,000 held and 1,000 half-sent heads."""
-    with running(store, s3, HISTORY_MEMORY_BUDGET="64MiB") as (url, process):
+    with serving_bucket(store, new_bucket(s3), HISTORY_MEMORY_BUDGET="64MiB") as (url, process):
         slowest_health_check(url, count=10)
-        before = memory(process, "VmRSS")
+        before = memory(process.pid, "VmRSS")
         with heads(url, count):
-            loaded = memory(process, "VmRSS")
-        peak = memory(process, "VmHWM")
+            loaded = memory(process.pid, "VmRSS")
+        peak = memory(process.pid, "VmHWM")
     print(f"\n3 × {count} heads: {before / MIB:.0f} MiB without, {loaded / MIB:.0f} MiB with them")
     assert loaded - before < 3 * count * 32 * KIB
     assert peak <= (64 + 160) * MIB

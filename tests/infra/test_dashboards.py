@@ -41,7 +41,7 @@ VALUES = {
     "status": {"200", "204", "206", "499", *map(str, STATUS.values())},
     "operation": {
         name
-        for module in (ROOT / "service").glob("*.py")
+        for module in (ROOT / "service").rglob("*.py")
         for name in re.findall(r'\bcall\(\s*"(\w+)"', module.read_text())
     },
 }

@@ -10,7 +10,6 @@ import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
@@ -20,6 +19,7 @@ from tests.support.polling import until
 from tests.support.repository import ROOT
 from tests.support.stores import Store
 from tests.support.stores.access import aws_environment
+from tests.support.stores.buckets import new_bucket
 
 
 @pytest.fixture
@@ -64,8 +64,7 @@ def test_the_image_is_installed_as_written_and_writes_nothing(
         subprocess.run(command, check=True, timeout=300)
     shutil.copytree(ROOT / "service", app / "service", ignore=shutil.ignore_patterns("__pycache__"))
     before = sorted(app.rglob("*"))
-    bucket = f"history-{uuid4()}"
-    s3.create_bucket(Bucket=bucket)
+    bucket = new_bucket(s3)
     probe = json.loads(re.search(r"^HEALTHCHECK .*CMD (.*)$", dockerfile, re.MULTILINE)[1])  # type: ignore[index]
     with aws_environment(store) as variables, socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])

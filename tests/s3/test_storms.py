@@ -13,6 +13,7 @@ from service import client
 from tests.support.clients import random_transfers
 from tests.support.clients.signing import sign
 from tests.support.proxy import Action, Delay, Fault, Proxy, Reset, Respond, Stall
+from tests.support.services.metrics import metric_total
 from tests.support.services.thread import SMALL_PART, Serve, Service
 from tests.support.stores import Store
 
@@ -20,12 +21,6 @@ MIB = 1 << 20
 KEY = "the key that signs in a storm"
 FOR_EVER = 120.0
 """Seconds that a stall lasts: longer than any time-out."""
-
-
-def counted(service: Service, name: str) -> int:
-    """The sum of a metric over its labels."""
-    lines = service.http.get("/metrics").text.splitlines()
-    return int(sum(float(line.split()[-1]) for line in lines if line.startswith(name)))
 
 
 @dataclass(frozen=True)
@@ -98,8 +93,9 @@ def test_refusals_resets_and_stalls_go_unnoticed(
         proxy.faults.clear()
         struck = {kind: sum(fault.struck for fault in faults[kind]) for kind in faults}
         print(f"{dict(outcomes)} in {seconds:.1f} s; of {len(proxy.requests)} to S3: {struck}")
-        retries = counted(service, "history_s3_retries_total")
-        resumed = counted(service, "history_s3_downloads_resumed_total")
+        page = service.http.get("/metrics").text
+        retries = int(metric_total(page, "s3_retries_total"))
+        resumed = int(metric_total(page, "s3_downloads_resumed_total"))
         print(f"{retries} retries, {resumed} resumptions")
     assert outcomes == {"up 200": rough.bundles, "down 200": rough.bundles}
     assert all(struck.values())

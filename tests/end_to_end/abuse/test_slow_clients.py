@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from uuid import uuid4
 
 import httpx
 import pytest
@@ -17,10 +16,10 @@ from tests.end_to_end.abuse.latency import in_words, latencies
 from tests.support.clients import load
 from tests.support.clients.malicious import Attack, attacking
 from tests.support.clients.signing import sign
-from tests.support.services.process import serving
+from tests.support.services.process import serving_bucket
 from tests.support.services.thread import SMALL_PART, Serve, Service
 from tests.support.stores import Store
-from tests.support.stores.access import aws_environment
+from tests.support.stores.buckets import new_bucket
 
 KEY = load.KEY
 MIB = 1 << 20
@@ -32,12 +31,7 @@ BODIES = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: {64 * 1024}\r\n\r
 @contextmanager
 def replica(store: Store, s3: Any) -> Iterator[str]:
     """The service with its default settings, as a process."""
-    bucket = f"history-{uuid4()}"
-    s3.create_bucket(Bucket=bucket)
-    with (
-        aws_environment(store) as variables,
-        serving(HISTORY_BUCKET=bucket, **variables) as (url, _, _),
-    ):
+    with serving_bucket(store, new_bucket(s3)) as (url, _):
         yield url
 
 

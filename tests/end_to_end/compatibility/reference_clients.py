@@ -28,6 +28,10 @@ needs_node = pytest.mark.skipif(
 )
 
 
+def run_program(*command: str | Path, stdin: bytes) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(command, input=stdin, capture_output=True, timeout=30, check=False)
+
+
 class ReferenceNode(Client):
     """The reference's Node.js example: fetch() with a string, then without any header."""
 
@@ -92,13 +96,7 @@ class ReferenceNodeItself(ReferenceNode):
         return self.node(self.DOWNLOAD, url)
 
     def node(self, script: str, argument: str, stdin: bytes = b"") -> bytes:
-        done = subprocess.run(
-            ["node", "--input-type=module", "--eval", script, argument],
-            input=stdin,
-            capture_output=True,
-            timeout=30,
-            check=False,
-        )
+        done = run_program("node", "--input-type=module", "--eval", script, argument, stdin=stdin)
         if done.returncode:
             code = done.returncode
             raise Refused(code) if code == 3 else ConnectionError(done.stderr.decode())
@@ -161,13 +159,8 @@ class ReferenceCurl(Client):
 
 
 def curl(url: str, *arguments: str | Path, stdin: bytes = b"") -> bytes:
-    done = subprocess.run(
-        ["curl", "--disable", "--silent", "--show-error", "--noproxy", "*", *arguments, url],
-        input=stdin,
-        capture_output=True,
-        timeout=30,
-        check=False,
-    )
+    options = ("--disable", "--silent", "--show-error", "--noproxy", "*")
+    done = run_program("curl", *options, *arguments, url, stdin=stdin)
     if done.returncode:
         raise ConnectionError(done.returncode, done.stderr.decode())
     return done.stdout

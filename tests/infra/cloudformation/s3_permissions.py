@@ -41,7 +41,8 @@ ACTIONS = {
 def callers(module: str) -> dict[str, set[str]]:
     """IAM actions that a module needs, each with the functions and methods that need it."""
     found: dict[str, set[str]] = defaultdict(set)
-    tree = ast.parse((SERVICE / f"{module}.py").read_text())
+    [path] = SERVICE.rglob(f"{module}.py")
+    tree = ast.parse(path.read_text())
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             for node in ast.walk(function):
@@ -52,7 +53,7 @@ def callers(module: str) -> dict[str, set[str]]:
 
 def modules() -> set[str]:
     """Those that call S3."""
-    return {path.stem for path in SERVICE.glob("*.py") if callers(path.stem)}
+    return {path.stem for path in SERVICE.rglob("[!_]*.py") if callers(path.stem)}
 
 
 def _actions(node: ast.AST) -> set[str]:

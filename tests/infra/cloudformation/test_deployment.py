@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import uuid4
 
-import boto3
 import pytest
 
 from service import settings
 from service.settings import Settings
 from tests.infra.cloudformation.templates import DEFAULTS, TEMPLATES, Template
 from tests.support.stores import Store
+from tests.support.stores.access import aws_client
 
 Deployed = tuple[dict[str, str], Callable[[str], Any]]
 
@@ -21,13 +21,7 @@ def deployed(get_store: Callable[[str], Store]) -> Iterator[Deployed]:
     store = get_store("moto")
 
     def client(name: str) -> Any:
-        return boto3.client(
-            name,
-            endpoint_url=store.endpoint_url,
-            aws_access_key_id=store.access_key,
-            aws_secret_access_key=store.secret_key,
-            region_name=store.region,
-        )
+        return aws_client(store, name)
 
     stack = f"history-{uuid4()}"
     subnets = [subnet["SubnetId"] for subnet in client("ec2").describe_subnets()["Subnets"][:2]]

@@ -8,7 +8,6 @@ for `make test` are installed with the bundled pip alone, as that takes three ti
 
 import asyncio
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +25,7 @@ import httpx
 from tests.support import repository
 from tests.support.clients.signing import sign
 from tests.support.lock_files import add_release, installed_in, pins, version
+from tests.support.services.process import read_banner
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PIPS = {
@@ -131,16 +131,11 @@ def made_run(project: Path, environment: dict[str, str]) -> Iterator[str]:
         text=True,
         process_group=0,
     ) as process:
-        assert process.stdout is not None
         watchdog = threading.Timer(RUN_TIMEOUT, os.killpg, (process.pid, signal.SIGKILL))
         watchdog.start()
         try:
-            banner = ""
-            while not (ready := re.search(r"--output .*?(http://localhost:\d+)", banner)):
-                line = process.stdout.readline()
-                assert line, f"`make run` ended: {banner}"
-                banner += line
-            yield ready[1]
+            url, _ = read_banner(process)
+            yield url
         finally:
             os.killpg(process.pid, signal.SIGINT)
             process.wait()

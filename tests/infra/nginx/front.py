@@ -1,6 +1,5 @@
 """nginx in front of two replicas."""
 
-import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,10 @@ import httpx
 
 from tests.infra.stack.deployment import Stack
 from tests.support.clients.signing import sign
-from tests.support.clients.sockets import dial
+from tests.support.clients.sockets import begin_upload
 from tests.support.polling import until
 from tests.support.proxy import Proxy
+from tests.support.services.metrics import metric_total
 from tests.support.services.replicas import Replica
 
 MIB = 1 << 20
@@ -43,10 +43,7 @@ class Front:
 
     def begin_upload(self, declared: int = len(BUNDLE)) -> socket.socket:
         """An upload of which the half has been sent."""
-        connection = dial(self.url)
-        head = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % declared
-        connection.sendall(head + BUNDLE[: declared // 2])
-        return connection
+        return begin_upload(self.url, BUNDLE[: declared // 2], declared)
 
     def reaches(self, new: Replica) -> bool:
         """Whether nginx asks it again: nobody else asks a replica that is new for this."""
@@ -68,4 +65,4 @@ class Front:
 def counted(replica: Replica, metric: str) -> float:
     """The sum of a metric over its labels."""
     page = httpx.get(f"{replica.url}/metrics", trust_env=False).text
-    return sum(map(float, re.findall(rf"^history_{metric}(?:{{.*}})? (\S+)$", page, re.MULTILINE)))
+    return metric_total(page, metric)

@@ -67,6 +67,14 @@ def raw_request(url: str, request: bytes) -> bytes:
         return read_all(connection)
 
 
+def begin_upload(url: str, beginning: bytes, declared: int) -> socket.socket:
+    """Send the head of an upload of `declared` bytes, and only the beginning of its body."""
+    connection = dial(url)
+    head = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % declared
+    connection.sendall(head + beginning)
+    return connection
+
+
 def server_peers(url: str) -> set[int]:
     """The ports of the clients whose connections this machine still has established."""
     own = int(url.rsplit(":", 1)[1])

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.key_leaks import LEAKS
+from tests.support.stores import Store
+from tests.support.stores.access import aws_environment
 
 SERVE = [sys.executable, "-m", "service"]
 
@@ -48,19 +50,38 @@ def serving(*arguments: str, **variables: str) -> Iterator[tuple[str, subprocess
     assert process.stderr is not None
     with process, LEAKS.reading(process.stderr, said):
         try:
-            assert process.stdout is not None
-            banner = ""
-            while not (ready := re.search(r"--output .*?(http://localhost:\d+)", banner)):
-                line = process.stdout.readline()
-                assert line, f"it ended with {process.wait()}: {banner}"
-                banner += line
-            yield ready[1], process, banner
+            url, banner = read_banner(process)
+            yield url, process, banner
         finally:
             process.kill()
 
 
-def memory(process: subprocess.Popen[str], name: str) -> int:
-    status = Path(f"/proc/{process.pid}/status")
+def read_banner(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Read what a service prints until it is ready; its URL, and all of that."""
+    assert process.stdout is not None
+    banner = ""
+    while not (ready := re.search(r"--output .*?(http://localhost:\d+)", banner)):
+        line = process.stdout.readline()
+        assert line, f"it ended with {process.wait()}: {banner}"
+        banner += line
+    return ready[1], banner
+
+
+@contextmanager
+def serving_bucket(
+    store: Store, bucket: str, endpoint_url: str | None = None, **settings: str
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """Yield the URL and the process of a service in front of a bucket that is there."""
+    with (
+        aws_environment(store, endpoint_url) as variables,
+        serving(HISTORY_BUCKET=bucket, **settings, **variables) as (url, process, _),
+    ):
+        yield url, process
+
+
+def memory(pid: int, name: str) -> int:
+    """Return so many bytes of a process's memory, by their name in /proc/PID/status."""
+    status = Path(f"/proc/{pid}/status")
     if not status.exists():
         pytest.skip("this system does not tell a process's memory: run it on Linux")
     found = re.search(rf"{name}:\s+(\d+) kB", status.read_text())

@@ -1,16 +1,15 @@
 """Replicas of the service as processes, and any process that shall not outlive this one."""
 
-import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO
 
 from tests.support import stores
 from tests.support.repository import ROOT
+from tests.support.stores.daemons import ends_with_parent
 
 SERVICE = [sys.executable, "-m", "service"]
 
@@ -42,13 +41,10 @@ class Process:
         self._running: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        guard = []
-        # Even SIGKILL for this one then leaves none behind, nor nginx, told so softly, its workers.
-        # It is bound to the thread that starts it, so only the main one may ask for it.
-        if shutil.which("setpriv") and threading.current_thread() is threading.main_thread():
-            guard = ["setpriv", "--pdeathsig", "TERM", "--"]
         self._running = subprocess.Popen(
-            [*guard, *self._command],
+            # Even SIGKILL for this one then leaves none behind, nor nginx, told so softly, its
+            # workers.
+            [*ends_with_parent("TERM"), *self._command],
             cwd=ROOT,
             env=self._environment,
             stdin=subprocess.DEVNULL,

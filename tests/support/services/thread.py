@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
-from uuid import uuid4
 
 import httpx
 
@@ -20,6 +19,7 @@ from service.settings import Settings
 from tests.support.key_leaks import LEAKS
 from tests.support.stores import Store
 from tests.support.stores.access import aws_environment
+from tests.support.stores.buckets import multipart_upload_keys, new_bucket, object_keys
 
 SMALL_PART = 5 << 20
 """S3 takes none smaller: most tests use it, as it is quicker to fill than the default."""
@@ -63,16 +63,14 @@ class Service:
         return {name: float(value) for name, value in samples}
 
     def objects(self) -> list[str]:
-        listing = self.s3.list_objects_v2(Bucket=self.bucket)
-        return [found["Key"] for found in listing.get("Contents", [])]
+        return object_keys(self.s3, self.bucket)
 
     def clear(self) -> None:
         for key in self.objects():
             self.s3.delete_object(Bucket=self.bucket, Key=key)
 
     def multipart_uploads(self) -> list[str]:
-        listing = self.s3.list_multipart_uploads(Bucket=self.bucket)
-        return [found["Key"] for found in listing.get("Uploads", [])]
+        return multipart_upload_keys(self.s3, self.bucket)
 
     def abort_all(self) -> None:
         for found in self.s3.list_multipart_uploads(Bucket=self.bucket).get("Uploads", []):
@@ -136,8 +134,7 @@ def running_service(
 ) -> Iterator[Service]:
     """The service itself, in a thread of this process, in a new bucket unless one is given."""
     if "bucket" not in settings:
-        settings["bucket"] = f"history-{uuid4()}"
-        s3.create_bucket(Bucket=settings["bucket"])
+        settings["bucket"] = new_bucket(s3)
     config = Settings(**settings)
     drain = Drain()
     app = create_app(config, drain=drain, clock=clock or time.time)

@@ -11,16 +11,21 @@ from botocore.config import Config
 from tests.support.stores import Store
 
 
-def s3_client(store: Store) -> Any:
-    """A client of another make than the service's, to look behind it."""
+def aws_client(store: Store, name: str, config: Config | None = None) -> Any:
+    """Return boto3's client of an AWS service that this store, such as moto, has."""
     return boto3.client(
-        "s3",
+        name,
         endpoint_url=store.endpoint_url,
         aws_access_key_id=store.access_key,
         aws_secret_access_key=store.secret_key,
         region_name=store.region,
-        config=Config(request_checksum_calculation="when_required"),
+        config=config,
     )
+
+
+def s3_client(store: Store) -> Any:
+    """A client of another make than the service's, to look behind it."""
+    return aws_client(store, "s3", Config(request_checksum_calculation="when_required"))
 
 
 @contextmanager

@@ -11,7 +11,18 @@ import time
 from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
+
+
+def ends_with_parent(signal: Literal["KILL", "TERM"]) -> list[str]:
+    """Return what to put before a command, so that it gets this signal when its parent has ended.
+
+    The signal is bound to the thread that starts the process, so only the main thread, which ends
+    last, may ask for it.
+    """
+    if shutil.which("setpriv") and threading.current_thread() is threading.main_thread():
+        return ["setpriv", "--pdeathsig", signal, "--"]
+    return []
 
 
 class Daemons:
@@ -57,14 +68,10 @@ class Daemons:
 
     def start(self, *command: object, keep: tuple[int, ...] = ()) -> None:
         """Starts a process that stays in the foreground; it inherits the descriptors to `keep`."""
-        guard = []
-        # Even SIGKILL for the tests then leaves no store behind. The signal is bound to the thread
-        # that starts the process, so only the main one, which ends last, may ask for it.
-        if shutil.which("setpriv") and threading.current_thread() is threading.main_thread():
-            guard = ["setpriv", "--pdeathsig", "KILL", "--"]
         self._running.append(
             subprocess.Popen(
-                [*guard, *map(str, command)],
+                # Even SIGKILL for the tests then leaves no store behind.
+                [*ends_with_parent("KILL"), *map(str, command)],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
