@@ -33,8 +33,6 @@ NOT_INSTALLED = "Chromium is not installed: apt-get install chromium chromium-dr
 KEY = "a signing key"
 
 
-# What follows needs a browser.
-
 in_chromium = pytest.mark.xdist_group("chromium")
 
 
