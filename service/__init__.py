@@ -1,27 +1,26 @@
-"""A history server for XMTP: encrypted bundles in an S3 bucket, released against their proof.
+"""A history server for XMTP: encrypted bundles in an S3 bucket, downloaded with an HMAC proof.
 
-    __main__ › cli          commands: arguments → calls → exit codes
-    app                     all the wiring in one function
-    server, connection      uvicorn, with what it lacks: draining, and a bound on every wait
-    bucket, check           making a bucket ready; telling what is wrong with one
-    devstore                an embedded S3 to develop with
-    api, middleware         the wire contract; what wraps every request
-    storage                 bundles as S3 objects
-    bodies, client          their bytes both ways; calls to S3, bounded and translated
-    parser                  requests as h11 reads them, with limits on what one costs
-    problems, forms, pages  errors as problem+json; forms as a stream; what it says of itself
-    bundles, journal        the use cases: deposit, withdraw, discard; a line for every request
-    upload, content         one bundle on its way into S3, in parts; and on its way out
-    background              work that goes on when its request has ended
-    claim, proof            pure: what an upload says of itself; HMACs, receipts, digests
-    ranges, record          pure: ranges and conditions; a bundle's record ↔ tags, expiry
-    budget, pace            the bytes that all transfers may hold; how slow a client may be
-    leftovers               what S3 would not remove at once, until it does
-    readiness, metrics      whether to send requests here; what is counted
-    trace                   the request under way, and what it waits for
-    settings, logs, errors  the environment, read once; log lines; the error tree
+Imports point downwards only:
 
-Imports point downwards only. Who reads for the cryptography opens `proof`, for AWS `storage`.
+    __main__, cli       the commands `serve`, `init-bucket` and `check`
+    app                 builds the application from the settings, in one function
+    http | s3           the HTTP API, and everything that talks to S3; they do not know each other
+    bundles             upload, download and delete; knows neither the web framework nor botocore
+    telemetry           metrics, log lines, and where each request spends its time
+    settings, drain     the environment, read once; how far a graceful shutdown has got
+    errors              the error tree
+
+`http` turns requests into calls of `bundles.service` and its results into responses. It holds the
+routes, the middleware, the access log, error responses, timeouts for slow clients, and the server.
+
+`bundles` is the core. `service` authorizes downloads, `upload` sends parts while others arrive,
+`memory` limits what all transfers hold, and `background` cleans up after failures. `proof`,
+`claims`, `record` and `ranges` are pure: `proof` holds all cryptography.
+
+`s3` implements the storage interface of `bundles` on one bucket, with timeouts, retries and
+translated errors. It also creates and checks buckets, and brings the embedded development store.
+
+`telemetry` has the metrics, the log format, and the timing of the current request.
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""`python -m service`, the same as `message-history-server`."""
+"""`python -m service` is the same as the command `message-history-server`."""
 
 from service.cli import main
 

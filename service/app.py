@@ -1,4 +1,4 @@
-"""The application, wired: settings in, an ASGI application out. Tests start the same one."""
+"""Builds the ASGI application from the settings. Tests start the same application."""
 
 import time
 from collections.abc import AsyncIterator, Callable
@@ -7,57 +7,61 @@ from contextlib import asynccontextmanager, suppress
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
-from service import pages
-from service.api import ROUTES, State
-from service.budget import SLOT, Memory
-from service.bundles import OPEN_BODY, Bundles
-from service.client import Calls, connect
+from service.bundles.memory import SLOT_SIZE, Memory
+from service.bundles.service import OPEN_BODY_SIZE, BundleService
+from service.drain import Drain
 from service.errors import StorageUnavailable
-from service.metrics import Metrics
-from service.middleware import wrap
-from service.problems import HANDLERS
-from service.readiness import Drain, Readiness
+from service.http import about
+from service.http.health import Readiness
+from service.http.middleware import wrap
+from service.http.problems import EXCEPTION_HANDLERS
+from service.http.routes import ROUTES, State
+from service.s3.calls import S3Calls
+from service.s3.client import connect
+from service.s3.storage import S3Storage
 from service.settings import Settings
-from service.storage import S3Storage
+from service.telemetry.metrics import Metrics
 
 
 def create_app(
     settings: Settings, *, drain: Drain | None = None, clock: Callable[[], float] = time.time
 ) -> ASGIApp:
-    """Build the service; its lifespan opens and closes the one S3 client.
+    """Build the application. Its lifespan opens and closes the one S3 client.
 
-    `drain` is what the server says of its end, `clock` gives Unix seconds.
+    The server sets `drain` during shutdown. `clock` returns Unix seconds.
     """
     drain = drain or Drain()
     metrics = Metrics()
-    contract = pages.contract(retention=settings.retention, require_hmac=settings.require_hmac)
+    openapi = about.openapi_document(
+        retention=settings.retention, require_hmac=settings.require_hmac
+    )
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[State]:
         memory = Memory(settings.memory_budget, timeout=settings.queue_timeout)
         metrics.watch("parts", memory.parts)
         metrics.watch("slots", memory.slots)
-        transfers = memory.parts.total // OPEN_BODY + memory.slots.total // SLOT
+        transfers = memory.parts.total // OPEN_BODY_SIZE + memory.slots.total // SLOT_SIZE
         async with connect(settings.region, connections=2 * transfers, metrics=metrics) as client:
             storage = S3Storage(
                 client,
-                Calls(settings.bucket, metrics),
+                S3Calls(settings.bucket, metrics),
                 bucket=settings.bucket,
                 prefix=settings.prefix,
             )
-            bundles = Bundles(
+            bundles = BundleService(
                 storage,
                 memory,
                 metrics,
                 drain,
                 part_size=settings.part_size,
-                limit=settings.max_bundle_size,
+                max_size=settings.max_bundle_size,
                 retention=settings.retention,
                 require_hmac=settings.require_hmac,
                 clock=clock,
             )
             readiness = Readiness(storage.probe, drain)
-            with suppress(StorageUnavailable):  # The log says what is wrong; it may come right.
+            with suppress(StorageUnavailable):  # The problem is logged, and may be temporary.
                 await readiness.check()
             try:
                 yield State(
@@ -65,11 +69,11 @@ def create_app(
                     readiness=readiness,
                     metrics=metrics,
                     read_timeout=settings.read_timeout,
-                    contract=contract,
+                    openapi=openapi,
                 )
             finally:
                 await bundles.close()
 
-    app = Starlette(routes=ROUTES, exception_handlers=HANDLERS, lifespan=lifespan)
+    app = Starlette(routes=ROUTES, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
     app.router.redirect_slashes = False
     return wrap(app, metrics, drain, cors_origins=settings.cors_origins)

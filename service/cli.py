@@ -1,4 +1,4 @@
-"""The commands: arguments and settings in, one call, an exit code out."""
+"""The commands: each parses its arguments, loads the settings, and returns an exit code."""
 
 import asyncio
 import dataclasses
@@ -9,16 +9,20 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import click
 
-from service import __version__, bucket, check, devstore, logs, server, settings
+from service import __version__, settings
 from service.app import create_app
-from service.client import connect
+from service.drain import Drain
 from service.errors import AddressInUse, BucketError, SettingsError
-from service.readiness import Drain
+from service.http.server.listener import listen, url
+from service.http.server.server import Server
+from service.s3 import bucket, check, devstore
+from service.s3.client import connect
+from service.telemetry import logs
 
 BANNER = """
   message-history-server {version} on {url}
 {dev}
-  Upload a bundle, and fetch it back with its proof:
+  Upload a bundle, and download it with its proof:
 
     printf 'an encrypted bundle' > bundle.aes
     HMAC=$(openssl dgst -sha256 -hmac my-signing-key bundle.aes | sed 's/.*= //')
@@ -28,11 +32,11 @@ BANNER = """
 """
 
 DEV_NOTICE = """
-  DEVELOPMENT: bundles are held in this process's memory and VANISH when it exits.
+  DEVELOPMENT: bundles are kept in the memory of this process, and LOST when it exits.
 """
 
 SETTINGS_HELP = (
-    "Set these in the environment (docs/settings.md lists them all), or run "
+    "Set these environment variables (docs/settings.md lists all of them), or run "
     "`message-history-server serve --dev`, which needs none."
 )
 
@@ -41,42 +45,42 @@ SETTINGS_HELP = (
 @click.version_option(__version__)
 @click.pass_context
 def main(context: click.Context) -> None:
-    """Serve XMTP message histories out of an S3 bucket.
+    """Serve XMTP message histories from an S3 bucket.
 
-    Settings are environment variables named HISTORY_*; AWS's own (AWS_PROFILE,
-    AWS_ENDPOINT_URL_S3 …) say where S3 is. Without a command, `serve` is run.
+    Settings are environment variables named HISTORY_*. AWS's own variables
+    (AWS_PROFILE, AWS_ENDPOINT_URL_S3 …) select the S3 endpoint and the
+    credentials. Without a command, `serve` runs.
     """
     if context.invoked_subcommand is None:
         context.invoke(serve)
 
 
 @main.command()
-@click.option("--dev", is_flag=True, help="Bring an S3 along, in memory; bundles vanish on exit.")
+@click.option("--dev", is_flag=True, help="Use an embedded S3 store in memory, lost on exit.")
 def serve(*, dev: bool = False) -> None:
     """Run the service until SIGTERM or Ctrl-C."""
     if dev:
         devstore.isolate()
-    with _mistakes_named():
+    with _report_settings_errors():
         config = settings.load(**(devstore.SETTINGS if dev else {}))
-        asyncio.run(_check_aws(config))
+        asyncio.run(_check_aws_settings(config))
     logs.configure(config.log_format, config.log_level)
     with ExitStack() as stack:
         try:
-            listener = stack.enter_context(server.listen(config.host, config.port))
+            listener = stack.enter_context(listen(config.host, config.port))
         except AddressInUse as error:
             raise click.ClickException(str(error)) from error
         if dev:
             stack.enter_context(_dev_store())
-            asyncio.run(_prepare_bucket(config))
-        url = server.url(listener)
+            asyncio.run(_initialize_bucket(config))
 
         def ready() -> None:
             notice = DEV_NOTICE if dev else ""
-            click.echo(BANNER.format(version=__version__, url=url, dev=notice))
+            click.echo(BANNER.format(version=__version__, url=url(listener), dev=notice))
             sys.stdout.flush()
 
         drain = Drain()
-        server.Server(
+        Server(
             create_app(config, drain=drain),
             listener,
             drain,
@@ -89,28 +93,28 @@ def serve(*, dev: bool = False) -> None:
 
 @main.command("init-bucket")
 def init_bucket() -> None:
-    """Make the bucket, or bring it up to date: lifecycle, public-access block, encryption.
+    """Create the bucket, or update its lifecycle, public access block and encryption.
 
-    Safe to repeat. What a store does not offer is said and passed over.
+    Safe to repeat. Settings that the store does not offer are reported and skipped.
     """
-    with _mistakes_named():
+    with _report_settings_errors():
         config = settings.load()
         logs.configure(config.log_format, config.log_level)
-        asyncio.run(_prepare_bucket(config))
+        asyncio.run(_initialize_bucket(config))
 
 
 @main.command("check")
-@click.option("--json", "as_json", is_flag=True, help="Answer a JSON array of findings.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as a JSON array.")
 def check_bucket(*, as_json: bool) -> None:
-    """Tell what is right and wrong with the bucket, and what to do; exit 1 if anything is wrong.
+    """Check the bucket, and say how to fix each problem; exit 1 if there is one.
 
-    Credentials, region, clock, bucket, every permission (tried on a probe that is removed again),
-    lifecycle, public access and versioning are looked at. Nothing is changed.
+    Checks credentials, region, clock, bucket, every permission (on an object that is removed
+    again), lifecycle, public access and versioning. Changes nothing.
     """
-    with _mistakes_named():
+    with _report_settings_errors():
         config = settings.load()
         logs.configure(config.log_format, config.log_level)
-        findings = asyncio.run(_examine_bucket(config, said=not as_json))
+        findings = asyncio.run(_check_bucket(config, print_findings=not as_json))
     if as_json:
         lines = [{"ok": finding.ok, **dataclasses.asdict(finding)} for finding in findings]
         click.echo(json.dumps(lines, indent=2))
@@ -118,29 +122,28 @@ def check_bucket(*, as_json: bool) -> None:
         raise SystemExit(1)
 
 
-async def _examine_bucket(config: settings.Settings, *, said: bool) -> list[check.Finding]:
+async def _check_bucket(config: settings.Settings, *, print_findings: bool) -> list[check.Finding]:
     findings = []
     async with connect(config.region) as client:
-        async for finding in check.examine(
+        async for finding in check.check_bucket(
             client,
             bucket=config.bucket,
             prefix=config.prefix,
             retention=config.retention,
         ):
             findings.append(finding)
-            if said:
-                click.echo(
-                    f"{'ok   ' if finding.ok else 'WRONG'} {finding.subject}: {finding.words}"
-                )
+            if print_findings:
+                status = "ok   " if finding.ok else "WRONG"
+                click.echo(f"{status} {finding.subject}: {finding.message}")
                 if finding.remedy is not None:
                     click.echo(f"      → {finding.remedy}")
     return findings
 
 
-async def _prepare_bucket(config: settings.Settings) -> None:
+async def _initialize_bucket(config: settings.Settings) -> None:
     async with connect(config.region) as client:
         try:
-            async for line in bucket.prepare(
+            async for line in bucket.initialize(
                 client,
                 bucket=config.bucket,
                 prefix=config.prefix,
@@ -156,18 +159,19 @@ def _dev_store() -> AbstractContextManager[None]:
         return devstore.running()
     except ImportError as error:
         raise click.ClickException(
-            "--dev needs moto's S3: pip install 'message-history-server[dev]'."
+            "--dev needs the embedded S3 store: pip install 'message-history-server[dev]'."
         ) from error
 
 
-async def _check_aws(config: settings.Settings) -> None:
+async def _check_aws_settings(config: settings.Settings) -> None:
+    """Let botocore read its configuration. Raises `SettingsError` if that is wrong."""
     async with connect(config.region):
         pass
 
 
 @contextmanager
-def _mistakes_named() -> Iterator[None]:
-    """End with exit code 2 and one message that names every mistake in the settings."""
+def _report_settings_errors() -> Iterator[None]:
+    """If settings are wrong, print every mistake and exit with code 2."""
     try:
         yield
     except SettingsError as error:

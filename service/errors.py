@@ -1,19 +1,20 @@
-"""What can go wrong, as stable codes that know nothing of HTTP; `problems` gives each its status.
+"""Errors with stable codes. They know nothing of HTTP: `http.problems` gives each code its status.
 
 The tree:
 
     HistoryError
-    ├── MissingHeader, MalformedHeader, MalformedForm, EmptyBundle    the request is not right
-    ├── InvalidHmac                                                  the proof does not hold
-    ├── PreconditionFailed, RangeNotSatisfiable                      it holds, but not so
-    ├── NotFound                                                     no bundle to be had there
-    ├── BundleTooLarge, UploadTimeout                                the upload was given up
-    ├── DigestMismatch, HmacMismatch                                 it is not what was announced
-    ├── Overloaded, Draining                                         try another replica, or later
-    └── StorageUnavailable                                           S3 failed; nothing is known
+    ├── MissingHeader, MalformedHeader, MalformedForm, EmptyBundle    the request is invalid
+    ├── InvalidHmac                                                  the proof is wrong
+    ├── PreconditionFailed, RangeNotSatisfiable                      the proof is right, but
+    │                                                                the condition or range is not
+    ├── NotFound                                                     no such bundle
+    ├── BundleTooLarge, UploadTimeout                                the upload was abandoned
+    ├── DigestMismatch, HmacMismatch                                 the upload is corrupt
+    ├── Overloaded, Draining                                         this replica cannot serve now
+    └── StorageUnavailable                                           S3 failed
 
-    ClientGone                                                       nobody is there to be answered
-    SettingsError, AddressInUse, BucketError                         said at the command line
+    ClientGone                                                       the client disconnected
+    SettingsError, AddressInUse, BucketError                         for the command line
 """
 
 from collections.abc import Sequence
@@ -21,16 +22,17 @@ from typing import ClassVar
 
 
 class HistoryError(Exception):
-    """An error for the caller: `code` never changes, `detail` is one sentence that says what to do.
+    """An error that is reported to the client.
 
-    `detail` reaches the client as it stands, so it holds no cause: chain that with `from`.
+    `code` never changes. `detail` is one sentence that says what to do. It is sent to the client
+    as it stands, so it must not contain the cause: chain that with `from`.
     """
 
     code: ClassVar[str]
-    sentence: ClassVar[str]
+    default_detail: ClassVar[str]
 
     def __init__(self, detail: str | None = None) -> None:
-        self.detail = detail if detail is not None else self.sentence
+        self.detail = detail if detail is not None else self.default_detail
         super().__init__(self.detail)
 
 
@@ -40,120 +42,146 @@ class MissingHeader(HistoryError):
     code = "missing_header"
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"Send the header {name}: it is absent or empty.")
+        super().__init__(f"The {name} header is missing or empty: send the request again with it.")
 
 
 class MalformedHeader(HistoryError):
-    """A header is there, but it is not what the contract says."""
+    """A header does not have the format that the API defines."""
 
     code = "malformed_header"
 
 
 class MalformedForm(HistoryError):
-    """A multipart/form-data body that holds no bundle, or not exactly one."""
+    """A multipart/form-data body does not contain exactly one bundle."""
 
     code = "malformed_form"
 
 
 class EmptyBundle(HistoryError):
-    """Not one byte arrived: the mark of a stream that was lost on its way."""
+    """The upload has no bytes. This usually means that the client lost the stream it sent."""
 
     code = "empty_bundle"
-    sentence = "The upload was empty: send the bundle's bytes as the request's body."
+    default_detail = "The upload is empty: send the bundle's bytes in the request body."
 
 
 class InvalidHmac(HistoryError):
-    """The HMAC is not the bundle's under this key, or not the one stored with it."""
+    """X-HMAC is not the bundle's HMAC under this signing key, or not the HMAC stored with it."""
 
     code = "invalid_hmac"
-    sentence = (
-        "The proof does not hold: X-HMAC must be the bundle's HMAC-SHA256 under X-SIGNING-KEY."
+    default_detail = (
+        "The proof does not match this bundle: check that X-HMAC is the bundle's HMAC-SHA256, "
+        "computed with the key in X-SIGNING-KEY."
     )
 
 
 class NotFound(HistoryError):
-    """No such bundle, or no longer."""
+    """There is no such bundle, or it has expired."""
 
     code = "not_found"
-    sentence = "There is no such bundle here, or it has expired: ask its sender for a new one."
+    default_detail = (
+        "There is no bundle with this id, or it has expired: check the id, or ask the sender for "
+        "a new upload."
+    )
 
 
 class BundleTooLarge(HistoryError):
-    """More bytes than the configured limit, declared or sent."""
+    """The declared or received length is over the configured limit."""
 
     code = "bundle_too_large"
 
     def __init__(self, limit: int) -> None:
-        super().__init__(f"Bundles of up to {limit} bytes are taken here: send a smaller one.")
+        super().__init__(
+            f"The upload is larger than {limit} bytes, the limit of this server: send a "
+            "smaller bundle."
+        )
 
 
 class UploadTimeout(HistoryError):
-    """The client sent nothing for the read time-out, or too little on average."""
+    """The client sent nothing for the read timeout, or was below the minimum average rate."""
 
     code = "upload_timeout"
-    sentence = "The upload stalled and was dropped: send it again."
+    default_detail = "The upload was too slow and was stopped: send the whole bundle again."
 
 
 class DigestMismatch(HistoryError):
-    """What arrived does not have the SHA-256 of `Content-Digest` or `Repr-Digest`."""
+    """The received bytes do not have the SHA-256 given in `Content-Digest` or `Repr-Digest`."""
 
     code = "digest_mismatch"
-    sentence = "What arrived does not have the digest that was sent with it: upload it again."
+    default_detail = (
+        "The uploaded bytes do not match the sha-256 in Content-Digest or Repr-Digest: check the "
+        "digest, then upload the bundle again."
+    )
 
 
 class HmacMismatch(HistoryError):
-    """What arrived does not have the HMAC `X-HMAC` under the key that came along."""
+    """The received bytes do not have the HMAC `X-HMAC` under the signing key of the upload."""
 
     code = "hmac_mismatch"
-    sentence = "What arrived does not have this X-HMAC under this X-SIGNING-KEY: upload it again."
+    default_detail = (
+        "The uploaded bytes do not match X-HMAC under the key in X-SIGNING-KEY: check both "
+        "headers, then upload the bundle again."
+    )
 
 
 class PreconditionFailed(HistoryError):
-    """`If-Match` names another bundle."""
+    """`If-Match` names a different version of the bundle."""
 
     code = "precondition_failed"
-    sentence = "The bundle is not the one that If-Match names: fetch it anew, from its start."
+    default_detail = (
+        "The bundle's ETag does not match If-Match: get the current ETag, and restart a partial "
+        "download from the first byte."
+    )
 
 
 class RangeNotSatisfiable(HistoryError):
-    """The range begins behind the bundle's end; `size` is in bytes."""
+    """The range starts after the end of the bundle; `size` is the bundle's length in bytes."""
 
     code = "range_not_satisfiable"
 
     def __init__(self, size: int) -> None:
-        super().__init__(f"The bundle is {size} bytes long: ask for a range within it.")
+        super().__init__(
+            f"The range is outside the bundle, which is {size} bytes long: request a "
+            "range inside it."
+        )
         self.size = size
 
 
 class Overloaded(HistoryError):
-    """The memory budget had nothing free for as long as the queue time-out."""
+    """No memory became free within the queue timeout."""
 
     code = "overloaded"
-    sentence = "This server has its hands full: try again shortly."
+    default_detail = (
+        "The server is busy with other transfers: try again after the time in Retry-After."
+    )
 
 
 class Draining(HistoryError):
-    """The process is about to end and takes on no new work."""
+    """The process is shutting down and accepts no new work."""
 
     code = "draining"
-    sentence = "This server is about to stop: try again, and another one will answer."
+    default_detail = (
+        "This server is shutting down: try again after the time in Retry-After to reach another "
+        "server."
+    )
 
 
 class StorageUnavailable(HistoryError):
-    """S3 failed, refused, or could not be reached; whether the bundle exists is not known."""
+    """S3 failed, refused the request, or could not be reached; the bundle may or may not exist."""
 
     code = "storage_unavailable"
-    sentence = "The storage behind this server does not answer: try again shortly."
+    default_detail = (
+        "The server's storage is not available: try again after the time in Retry-After."
+    )
 
 
 class ClientGone(Exception):
-    """The client hung up before its answer; what was done for it is dropped."""
+    """The client disconnected before its response; the work for it is dropped."""
 
     code = "client_gone"
 
 
 class SettingsError(Exception):
-    """Every wrong setting at once, a line each: its name and what it should be."""
+    """One or more settings are wrong; each of `mistakes` is a line with the name and the rule."""
 
     def __init__(self, mistakes: Sequence[str]) -> None:
         super().__init__("\n".join(mistakes))
@@ -161,8 +189,8 @@ class SettingsError(Exception):
 
 
 class AddressInUse(Exception):
-    """The address to listen on cannot be had; the message says how to go on."""
+    """The service cannot listen on the configured address; the message says what to do."""
 
 
 class BucketError(Exception):
-    """The bucket cannot be made or set up; the message says how to go on."""
+    """The bucket cannot be created or configured; the message says what to do."""

@@ -1,8 +1,8 @@
-"""The settings: environment variables named HISTORY_*, all of them checked when the process starts.
+"""The settings: environment variables named HISTORY_*, checked when the process starts.
 
-This module alone reads them. What belongs to AWS is botocore's own (AWS_PROFILE,
-AWS_ENDPOINT_URL_S3, IAM roles …) and left to it; only AWS_REGION, which every other SDK knows and
-this botocore ignores, is read here and passed on.
+No other module reads them. AWS's own variables (AWS_PROFILE, AWS_ENDPOINT_URL_S3, IAM roles …) are
+left to botocore. The exception is AWS_REGION: other AWS SDKs read it, but botocore does not, so it
+is read here and passed on.
 """
 
 import os
@@ -22,7 +22,7 @@ _BYTES["GB"] = 10**9
 
 MAX_PORT = 65_535
 MAX_PARTS = 10_000
-"""How many parts an S3 multipart upload has at most."""
+"""The maximum number of parts of an S3 multipart upload."""
 
 
 def _quantity(units: dict[str, int], example: str) -> Callable[[Any], Any]:
@@ -40,19 +40,19 @@ def _quantity(units: dict[str, int], example: str) -> Callable[[Any], Any]:
     return parse
 
 
-def _between(low: int, high: int, words: str) -> Callable[[int], int]:
+def _between(low: int, high: int, rule: str) -> Callable[[int], int]:
     def check(value: int) -> int:
         if not low <= value <= high:
-            raise ValueError(f"should be {words}")
+            raise ValueError(f"should be {rule}")
         return value
 
     return check
 
 
-def _matching(pattern: str, words: str) -> Callable[[str], str]:
+def _matching(pattern: str, rule: str) -> Callable[[str], str]:
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):
-            raise ValueError(f"should be {words}")
+            raise ValueError(f"should be {rule}")
         return value
 
     return check
@@ -68,10 +68,10 @@ def _port(value: Any) -> int:
     text = str(value).strip()
     if re.fullmatch("[0-9]{1,5}", text) and int(text) <= MAX_PORT:
         return int(text)
-    words = "should be a port, from 0 (any free one) to 65535"
+    rule = "should be a port, from 0 (any free one) to 65535"
     if text.startswith("tcp://"):
-        words += " (Kubernetes sets it for a Service called history: turn enableServiceLinks off)"
-    raise ValueError(words)
+        rule += " (Kubernetes sets it for a Service named history: set enableServiceLinks: false)"
+    raise ValueError(rule)
 
 
 def _lower(value: Any) -> Any:
@@ -93,7 +93,7 @@ Timeout = Annotated[Seconds, AfterValidator(_between(1, 86_400, "from 1s to 24h"
 
 
 class Settings(BaseSettings):
-    """The settings by their names without HISTORY_; sizes are bytes, times seconds."""
+    """All settings, named without HISTORY_. Sizes are in bytes, durations in seconds."""
 
     model_config = SettingsConfigDict(env_prefix="HISTORY_", frozen=True, env_ignore_empty=True)
 
@@ -111,8 +111,8 @@ class Settings(BaseSettings):
         AfterValidator(
             _matching(
                 r"(?=.{1,200}$)([A-Za-z0-9_-][A-Za-z0-9._-]*/)+",
-                "a key prefix of up to 200 letters, digits, dots, hyphens and underscores, its "
-                "folders ending with / and none beginning with a dot",
+                "a key prefix of up to 200 letters, digits, dots, hyphens and underscores; each "
+                "folder ends with / and does not start with a dot",
             )
         ),
     ] = "bundles/"
@@ -150,16 +150,16 @@ class Settings(BaseSettings):
     aws_region: str | None = Field(default=None, validation_alias="AWS_REGION")
 
     @model_validator(mode="after")
-    def _parts_suffice(self) -> Self:
+    def _max_size_fits_parts(self) -> Self:
         if self.max_bundle_size > MAX_PARTS * self.part_size:
             raise ValueError(
                 f"HISTORY_PART_SIZE: should be at least {-(-self.max_bundle_size // MAX_PARTS)}B "
-                f"for this HISTORY_MAX_BUNDLE_SIZE, as S3 takes {MAX_PARTS} parts"
+                f"for this HISTORY_MAX_BUNDLE_SIZE, because S3 allows {MAX_PARTS} parts"
             )
         return self
 
     @model_validator(mode="after")
-    def _two_parts_fit(self) -> Self:
+    def _budget_holds_two_parts(self) -> Self:
         if self.memory_budget < 2 * self.part_size:
             raise ValueError(
                 f"HISTORY_MEMORY_BUDGET: should be at least two parts of HISTORY_PART_SIZE, "
@@ -169,14 +169,14 @@ class Settings(BaseSettings):
 
     @property
     def region(self) -> str | None:
-        """The region to name to botocore; `None` where it finds one by itself."""
+        """The region to pass to botocore, or `None` if botocore finds one by itself."""
         return None if os.environ.get("AWS_DEFAULT_REGION") else self.aws_region
 
 
 def load(**defaults: str) -> Settings:
-    """Read the environment; `defaults` stand in for what it does not hold.
+    """Read the environment; `defaults` are used for variables that are not set.
 
-    Raises `SettingsError` with every mistake. An empty variable counts as unset.
+    An empty variable counts as not set. Raises `SettingsError`, which lists every mistake.
     """
     environ = {name.upper(): value for name, value in os.environ.items()}
     unset = {
@@ -187,17 +187,17 @@ def load(**defaults: str) -> Settings:
     try:
         return Settings(**unset)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise SettingsError([_mistake(found) for found in error.errors()]) from error
+        raise SettingsError([_mistake(details) for details in error.errors()]) from error
 
 
-def _mistake(found: Any) -> str:
-    """One line on one setting: its name, what it should be, what it is."""
-    if not found["loc"]:
-        return str(found["ctx"]["error"])
-    name = f"HISTORY_{str(found['loc'][0]).upper()}"
-    if found["type"] == "missing":
+def _mistake(details: Any) -> str:
+    """Describe one wrong setting in one line: its name, the rule, and its value."""
+    if not details["loc"]:
+        return str(details["ctx"]["error"])
+    name = f"HISTORY_{str(details['loc'][0]).upper()}"
+    if details["type"] == "missing":
         return f"{name}: should be the name of the S3 bucket that holds the bundles; it is not set"
-    words = found["msg"].removeprefix("Value error, ")
-    if not words.startswith("should be"):
-        words = words.replace("Input should be", "should be")
-    return f"{name}: {words}; it is {found['input']!r}"
+    rule = details["msg"].removeprefix("Value error, ")
+    if not rule.startswith("should be"):
+        rule = rule.replace("Input should be", "should be")
+    return f"{name}: {rule}; it is {details['input']!r}"

@@ -19,7 +19,7 @@ from aiobotocore import httpsession
 from aiobotocore.session import AioSession
 from botocore.loaders import create_loader
 
-from service import client
+from service.s3 import client
 from service.settings import Settings
 from tests.support import stores
 from tests.support.key_leaks import LEAKS

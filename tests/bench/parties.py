@@ -14,7 +14,7 @@ import aioboto3
 from aiobotocore.config import AioConfig
 from botocore.handlers import add_expect_header
 
-from service.client import SETTINGS
+from service.s3.client import CLIENT_CONFIG
 from tests.support import stores
 from tests.support.services.metrics import metric_total
 from tests.support.services.process import memory
@@ -50,7 +50,7 @@ def delayed(url: str, seconds: float) -> Iterator[str]:
 @asynccontextmanager
 async def bare(url: str | None = None) -> AsyncIterator[Any]:
     """aioboto3's own client, with no more of the service's than its settings."""
-    config = AioConfig(**SETTINGS, max_pool_connections=CONNECTIONS)
+    config = AioConfig(**CLIENT_CONFIG, max_pool_connections=CONNECTIONS)
     async with aioboto3.Session().client("s3", config=config, endpoint_url=url) as client:
         client.meta.events.unregister("before-call.s3", add_expect_header)
         yield client

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import aiohttp
 
-from service.bodies import Part
+from service.s3.bodies import PartBody
 from tests.support.clients.signing import sign
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -194,11 +194,11 @@ class Through:
 
 
 def _body(content: bytes | memoryview) -> Any:
-    return Part(memoryview(content))
+    return PartBody(memoryview(content))
 
 
 def _pieces(content: bytes) -> AsyncIterable[memoryview]:
-    return aiter(Part(memoryview(content)))
+    return aiter(PartBody(memoryview(content)))
 
 
 def _timing(began: float) -> Timing:

@@ -7,14 +7,15 @@ from typing import Any, Self
 
 import pytest
 
-from service.budget import SLOT, Memory
-from service.bundles import Bundles
-from service.claim import Claim
-from service.client import Calls, connect
+from service.bundles.claims import UploadClaims
+from service.bundles.memory import SLOT_SIZE, Memory
+from service.bundles.service import BundleService
+from service.drain import Drain
 from service.errors import StorageUnavailable
-from service.metrics import Metrics
-from service.readiness import Drain
-from service.storage import S3Storage
+from service.s3.calls import S3Calls
+from service.s3.client import connect
+from service.s3.storage import S3Storage
+from service.telemetry.metrics import Metrics
 from tests.support.clients.signing import random_bytes
 from tests.support.services.thread import Service
 from tests.support.stores import Store
@@ -75,25 +76,25 @@ class Lingering(Held):
 def run(
     store: Store,
     service: Service,
-    test: Callable[[Bundles, Held], Coroutine[Any, Any, None]],
+    test: Callable[[BundleService, Held], Coroutine[Any, Any, None]],
     *,
     storage_class: type[Held] = Held,
     parts: int = 2,
 ) -> None:
-    """Run a test of a `Bundles` on its own, with so many small parts, in the service's bucket."""
+    """Run a test of a `BundleService` alone, with so many small parts, in the service's bucket."""
     service.clear()
 
     async def main() -> None:
         before = asyncio.all_tasks()
         async with connect() as client:
             metrics = Metrics()
-            calls = Calls(service.bucket, metrics)
+            calls = S3Calls(service.bucket, metrics)
             storage = storage_class(client, calls, bucket=service.bucket, prefix=service.prefix)
             memory = Memory(parts * PART, timeout=1)
-            bundles = Bundles(
+            bundles = BundleService(
                 *(storage, memory, metrics, Drain()),
                 part_size=PART,
-                limit=1 << 30,
+                max_size=1 << 30,
                 retention=60,
                 require_hmac=True,
             )
@@ -119,8 +120,8 @@ async def pieces(count: int, storage: Held | None = None) -> AsyncIterator[bytes
 def test_a_part_is_sent_while_the_next_one_arrives(store: Store, service: Service) -> None:
     """Were it not, the whole of the second part would wait for the first one's answer, for ever."""
 
-    async def test(bundles: Bundles, storage: Held) -> None:
-        await bundles.deposit(pieces(10, storage), Claim())
+    async def test(bundles: BundleService, storage: Held) -> None:
+        await bundles.upload(pieces(10, storage), UploadClaims())
 
     run(store, service, test)
 
@@ -137,8 +138,8 @@ async def cancel_unanswered(deposit: asyncio.Task[Any], storage: Held) -> None:
 def test_a_cancelled_deposit_leaves_nothing(store: Store, service: Service, mebibytes: int) -> None:
     """Not even what S3 had done already when the deposit was cancelled, but not yet answered."""
 
-    async def test(bundles: Bundles, storage: Held) -> None:
-        deposit = asyncio.create_task(bundles.deposit(pieces(mebibytes), Claim()))
+    async def test(bundles: BundleService, storage: Held) -> None:
+        deposit = asyncio.create_task(bundles.upload(pieces(mebibytes), UploadClaims()))
         await storage.reached.wait()
         await cancel_unanswered(deposit, storage)
 
@@ -152,9 +153,9 @@ def test_a_deposit_cancelled_in_its_last_call_leaves_nothing(
 ) -> None:
     """When the object is whole already, and only the answer to CompleteMultipartUpload is due."""
 
-    async def test(bundles: Bundles, storage: Held) -> None:
+    async def test(bundles: BundleService, storage: Held) -> None:
         storage.holds = {"complete_upload"}
-        deposit = asyncio.create_task(bundles.deposit(pieces(11), Claim()))
+        deposit = asyncio.create_task(bundles.upload(pieces(11), UploadClaims()))
         await storage.reached.wait()
         assert service.objects()
         await cancel_unanswered(deposit, storage)
@@ -169,8 +170,8 @@ def test_closing_waits_for_deposits_that_are_being_cancelled(
 ) -> None:
     """As at the end of a drained server, which cancels what still runs and closes at once."""
 
-    async def test(bundles: Bundles, storage: Held) -> None:
-        deposit = asyncio.create_task(bundles.deposit(pieces(mebibytes), Claim()))
+    async def test(bundles: BundleService, storage: Held) -> None:
+        deposit = asyncio.create_task(bundles.upload(pieces(mebibytes), UploadClaims()))
         await storage.reached.wait()
         deposit.cancel()
         storage.answer.set()
@@ -188,12 +189,12 @@ def test_what_waits_for_s3_to_come_back_holds_no_memory(
 ) -> None:
     """Four such deposits, one after the other, would not fit into it."""
 
-    async def test(bundles: Bundles, storage: Held) -> None:
+    async def test(bundles: BundleService, storage: Held) -> None:
         storage.holds = set()
         storage.fails = {"put", "complete_upload", "delete"}
         for _ in range(4):
             with pytest.raises(StorageUnavailable):
-                await bundles.deposit(pieces(mebibytes), Claim())
+                await bundles.upload(pieces(mebibytes), UploadClaims())
         assert len(service.objects()) == 4
         storage.fails = set()
 
@@ -207,16 +208,16 @@ def test_closing_waits_for_s3_to_come_back_but_not_for_ever(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("service.background.CLEANUP_TIMEOUT", 0.2)
+    monkeypatch.setattr("service.bundles.background.CLOSE_TIMEOUT", 0.2)
 
-    async def test(bundles: Bundles, storage: Held) -> None:
+    async def test(bundles: BundleService, storage: Held) -> None:
         storage.holds = set()
         storage.fails = {"put", "delete"}
         with pytest.raises(StorageUnavailable):
-            await bundles.deposit(pieces(1), Claim())
+            await bundles.upload(pieces(1), UploadClaims())
 
     run(store, service, test)
-    assert "left to the bucket's lifecycle" in caplog.text
+    assert "to the bucket's lifecycle" in caplog.text
     service.clear()
 
 
@@ -247,18 +248,18 @@ def test_bundles_in_the_same_memory_keep_their_own_bytes(
     """Of known length or not, and whether or not there is memory for two parts at once."""
     bundles = [random_bytes(seed, 3 * PART + 1000) for seed in range(4)]
 
-    async def test(served: Bundles, storage: Held) -> None:
+    async def test(served: BundleService, storage: Held) -> None:
         storage.holds = set()
         for bundle in bundles:
-            bundle_id, _ = await served.deposit(
-                cut(bundle), Claim(), length=len(bundle) if length else None
+            bundle_id, _ = await served.upload(
+                cut(bundle), UploadClaims(), length=len(bundle) if length else None
             )
             where = {"Bucket": service.bucket, "Key": f"{service.prefix}{bundle_id}"}
             stored = await asyncio.to_thread(service.s3.get_object, **where)
             assert stored["Body"].read() == bundle
 
     run(store, service, test, parts=parts)
-    assert sorted(new_pages) == [SLOT] * (not length) + [PART] * min(parts, 2)
+    assert sorted(new_pages) == [SLOT_SIZE] * (not length) + [PART] * min(parts, 2)
 
 
 def test_a_part_that_is_still_being_sent_is_not_written_over(
@@ -267,9 +268,9 @@ def test_a_part_that_is_still_being_sent_is_not_written_over(
     """Its second sending, whose answer nobody waits for, must not make a part of other bytes."""
     bundle = random_bytes(5, 4 * PART)
 
-    async def test(served: Bundles, storage: Held) -> None:
+    async def test(served: BundleService, storage: Held) -> None:
         assert isinstance(storage, Lingering)
-        await served.deposit(cut(bundle), Claim(), length=len(bundle))
+        await served.upload(cut(bundle), UploadClaims(), length=len(bundle))
         assert [sent for _, sent in storage.unsent] == [
             bundle[end - 1000 : end] for end in range(PART, len(bundle) + 1, PART)
         ]

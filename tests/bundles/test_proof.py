@@ -9,16 +9,16 @@ from uuid import UUID
 import pytest
 from hypothesis import strategies as st
 
-from service.errors import MalformedHeader
-from service.proof import (
+from service.bundles.proof import (
+    HmacVerifier,
     Proof,
-    Verification,
-    digest_field,
+    compute_receipt,
+    equal_digests,
+    format_digest,
     parse_digests,
     parse_hmac,
-    receipt,
-    same,
 )
+from service.errors import MalformedHeader
 from tests.support.fuzz import fuzz
 
 # RFC 4231, test case 2.
@@ -28,11 +28,11 @@ HMAC = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
 
 def test_verification_is_hmac_sha256_however_the_bundle_is_cut() -> None:
     for cut in range(len(DATA) + 1):
-        verification = Verification(KEY)
+        verification = HmacVerifier(KEY)
         verification.update(DATA[:cut])
         verification.update(memoryview(DATA)[cut:])
-        assert verification.holds(HMAC)
-        assert not verification.holds(HMAC[:-1] + "4")
+        assert verification.matches(HMAC)
+        assert not verification.matches(HMAC[:-1] + "4")
 
 
 @pytest.mark.parametrize("value", [HMAC, HMAC.upper(), HMAC[:32] + HMAC[32:].upper()])
@@ -59,8 +59,8 @@ def test_parse_hmac_refuses(value: str) -> None:
 
 
 def test_same() -> None:
-    assert same(HMAC, HMAC)
-    assert not same(HMAC, "0" * 64)
+    assert equal_digests(HMAC, HMAC)
+    assert not equal_digests(HMAC, "0" * 64)
 
 
 def test_a_proof_does_not_show_its_key() -> None:
@@ -71,10 +71,10 @@ def test_a_receipt_is_what_the_design_says() -> None:
     bundle_id = UUID("6f1bd34b-7e51-4ffb-89a1-b14364af956c")
     message = f"xmtp-history-receipt-v1\0{bundle_id}\0{HMAC}".encode()
     expected = hmac.new(KEY, message, "sha256").hexdigest()
-    assert receipt(Proof(HMAC, KEY), bundle_id) == expected
+    assert compute_receipt(Proof(HMAC, KEY), bundle_id) == expected
     for other in (Proof(HMAC, b"other"), Proof("0" * 64, KEY)):
-        assert receipt(other, bundle_id) != expected
-    assert receipt(Proof(HMAC, KEY), UUID(int=1)) != expected
+        assert compute_receipt(other, bundle_id) != expected
+    assert compute_receipt(Proof(HMAC, KEY), UUID(int=1)) != expected
 
 
 DIGEST = hashlib.sha256(DATA)
@@ -150,7 +150,7 @@ def test_any_digest_header_is_read_or_refused(value: bytes) -> None:
         digest = parse_digests("Repr-Digest", value)
     except MalformedHeader:
         return
-    assert digest is None or parse_digests("", digest_field(digest).encode()) == digest
+    assert digest is None or parse_digests("", format_digest(digest).encode()) == digest
 
 
 MEMBERS = st.tuples(
@@ -177,7 +177,7 @@ def test_a_digest_header_is_what_rfc_9651_says(
 
 
 def test_digest_field() -> None:
-    assert digest_field(DIGEST.hexdigest()) == FIELD
+    assert format_digest(DIGEST.hexdigest()) == FIELD
 
 
 def test_digest_headers_have_at_most_256_members() -> None:

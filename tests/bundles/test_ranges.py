@@ -5,11 +5,11 @@ from email.utils import formatdate
 import pytest
 from hypothesis import strategies as st
 
+from service.bundles.ranges import ObjectStat, RangeRequest
 from service.errors import PreconditionFailed, RangeNotSatisfiable
-from service.ranges import Stat, Wanted
 from tests.support.fuzz import fuzz
 
-STAT = Stat(size=100, etag='"etag"', modified_at=784_111_777.25)
+STAT = ObjectStat(size=100, etag='"etag"', modified_at=784_111_777.25)
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
 
 WHOLE = None
@@ -40,13 +40,13 @@ RANGES: list[tuple[str, range | None]] = [
 
 @pytest.mark.parametrize(("header", "expected"), RANGES)
 def test_ranges(header: str, expected: range | None) -> None:
-    assert Wanted(header).of(STAT) == expected
+    assert RangeRequest(header).select(STAT) == expected
 
 
 @pytest.mark.parametrize("header", ["bytes=100-", "bytes=100-200", "bytes=-0", "bytes=999-"])
 def test_not_satisfiable(header: str) -> None:
     with pytest.raises(RangeNotSatisfiable) as caught:
-        Wanted(header).of(STAT)
+        RangeRequest(header).select(STAT)
     assert caught.value.size == 100
 
 
@@ -66,7 +66,9 @@ def test_not_satisfiable(header: str) -> None:
     ],
 )
 def test_if_range(if_range: str, *, holds: bool) -> None:
-    assert Wanted("bytes=1-2", if_range=if_range).of(STAT) == (range(1, 3) if holds else WHOLE)
+    assert RangeRequest("bytes=1-2", if_range=if_range).select(STAT) == (
+        range(1, 3) if holds else WHOLE
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,19 +86,19 @@ def test_if_range(if_range: str, *, holds: bool) -> None:
     ],
 )
 def test_if_match(if_match: str, *, holds: bool) -> None:
-    wanted = Wanted("bytes=1-2", if_match)
+    wanted = RangeRequest("bytes=1-2", if_match)
     if holds:
-        assert wanted.of(STAT) == range(1, 3)
+        assert wanted.select(STAT) == range(1, 3)
     else:
         with pytest.raises(PreconditionFailed):
-            wanted.of(STAT)
+            wanted.select(STAT)
 
 
 def test_what_asks_for_no_look_at_the_object_first() -> None:
-    assert Wanted().unconditional
-    assert Wanted(if_range=DATE).unconditional
-    assert not Wanted("bytes=0-").unconditional
-    assert not Wanted(if_match="*").unconditional
+    assert RangeRequest().unconditional
+    assert RangeRequest(if_range=DATE).unconditional
+    assert not RangeRequest("bytes=0-").unconditional
+    assert not RangeRequest(if_match="*").unconditional
 
 
 POSITIONS = st.integers(0, 12) | st.integers(0, 10**40)
@@ -126,7 +128,7 @@ def test_a_range_is_what_rfc_9110_says(
 ) -> None:
     header = comma.join("-".join("" if at is None else str(at) for at in spec) for spec in specs)
     try:
-        part = Wanted(f"{unit}={header}").of(Stat(size, '"etag"', 0))
+        part = RangeRequest(f"{unit}={header}").select(ObjectStat(size, '"etag"', 0))
     except RangeNotSatisfiable:
         part = range(0)
     expected = selected(*specs[0], size) if len(specs) == 1 else WHOLE
@@ -136,7 +138,7 @@ def test_a_range_is_what_rfc_9110_says(
 @fuzz(st.text(max_size=40) | st.text("bytes=-0123, \t", max_size=20).map("bytes={}".format))
 def test_any_header_gives_a_part_or_the_whole_or_an_error(header: str) -> None:
     try:
-        part = Wanted(header, None, None).of(STAT)
+        part = RangeRequest(header, None, None).select(STAT)
     except RangeNotSatisfiable:
         return
     assert part is None or (part and 0 <= part.start < part.stop <= 100)
@@ -161,7 +163,7 @@ def test_if_match_is_what_rfc_9110_says(tags: list[tuple[str, str, str]]) -> Non
     for etag in {opaque for _, opaque, _ in tags} | {"etag"}:
         holds = ("", etag) in {(weak, opaque) for weak, opaque, _ in tags}
         try:
-            Wanted(if_match=header).of(Stat(100, f'"{etag}"', 0))
+            RangeRequest(if_match=header).select(ObjectStat(100, f'"{etag}"', 0))
         except PreconditionFailed:
             assert not holds
         else:
@@ -170,10 +172,10 @@ def test_if_match_is_what_rfc_9110_says(tags: list[tuple[str, str, str]]) -> Non
 
 @fuzz(st.text(max_size=40), st.floats(0, 4e9))
 def test_any_condition_holds_or_not(header: str, modified_at: float) -> None:
-    stat = Stat(100, '"etag"', modified_at)
-    assert Wanted("bytes=0-0", if_range=header).of(stat) is WHOLE
+    stat = ObjectStat(100, '"etag"', modified_at)
+    assert RangeRequest("bytes=0-0", if_range=header).select(stat) is WHOLE
     date = formatdate(modified_at, usegmt=True)
-    assert Wanted("bytes=0-0", if_range=date).of(stat) == range(1)
+    assert RangeRequest("bytes=0-0", if_range=date).select(stat) == range(1)
     if header.strip() != "*":
         with pytest.raises(PreconditionFailed):
-            Wanted(if_match=header).of(stat)
+            RangeRequest(if_match=header).select(stat)

@@ -1,10 +1,10 @@
-"""A record and its tags, both ways; expiry and the lifecycle that must never come first."""
+"""A record and its tags, both ways; expiry_time and the lifecycle that must never come first."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.record import DAY, BundleRecord, expiry, lifecycle_days
+from service.bundles.record import DAY, BundleRecord, expiry_time, lifecycle_days
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
 
@@ -60,7 +60,7 @@ def test_a_record_is_checked_when_made() -> None:
 
 @pytest.mark.parametrize(("now", "expired"), [(99.999, False), (100, True), (100.001, True)])
 def test_refused_from_the_very_second(now: float, expired: bool) -> None:  # noqa: FBT001
-    assert BundleRecord(A, 100).expired(now) is expired
+    assert BundleRecord(A, 100).is_expired(now) is expired
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_the_lifecycle_never_comes_first(
 ) -> None:
     life = data.draw(st.integers(1, retention))
     now = started + took
-    ends = expiry(started=started, now=now, life=life, retention=retention)
+    ends = expiry_time(started=started, now=now, ttl=life, retention=retention)
     removed_at_the_earliest = started + lifecycle_days(retention) * DAY
     assert ends <= removed_at_the_earliest
     assert ends - 1 < now + life

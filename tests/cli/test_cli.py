@@ -63,7 +63,7 @@ def test_dev_needs_nothing_touches_nothing_real_and_says_how_to_use_it(tmp_path:
         "HTTPS_PROXY": "http://127.0.0.1:9",
     }
     with serving("serve", "--dev", **TRACED, **hostile) as (url, process, banner):
-        assert "VANISH" in banner
+        assert "LOST" in banner
         assert "bucket message-history-dev: created" in banner
         assert process.stdout is not None
         conversation = banner[banner.index("printf") :] + process.stdout.readline()
@@ -120,12 +120,12 @@ def test_init_bucket_then_serve(store: Store, s3: Any) -> None:
     bucket = f"history-{uuid4()}"
     with aws_environment(store) as variables:
         environment: Mapping[str, str] = {"HISTORY_BUCKET": bucket, **variables}
-    for line in ("created", "is there"):
+    for line in ("created", "exists"):
         ended = run("init-bucket", **environment)
         assert ended.returncode == 0, ended.stderr
         assert ended.stdout.splitlines()[0] == f"bucket {bucket}: {line}"
     with serving(**TRACED, **environment) as (url, process, banner):
-        assert "VANISH" not in banner
+        assert "LOST" not in banner
         with httpx.Client(base_url=url, trust_env=False) as http:
             assert http.post("/upload", content=b"bundle").status_code == 200
         process.send_signal(signal.SIGTERM)
@@ -174,7 +174,7 @@ def test_dev_without_its_extra() -> None:
         check=False,
     )
     assert ended.returncode == 1
-    assert ended.stderr.startswith("Error: --dev needs moto's S3: pip install")
+    assert ended.stderr.startswith("Error: --dev needs the embedded S3 store: pip install")
     assert ended.stderr.count("\n") == 1
 
 

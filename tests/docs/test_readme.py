@@ -1,5 +1,6 @@
 """The documents tell the truth: their commands run, their tables are whole."""
 
+import importlib
 import json
 import re
 import site
@@ -9,15 +10,14 @@ from pathlib import Path
 
 import pytest
 
-import service
 from service import errors
 from service.cli import main
-from service.metrics import Metrics
-from service.problems import STATUS, problem
+from service.http.problems import STATUS, problem
 from service.settings import Settings, load
+from service.telemetry.metrics import Metrics
 from tests.support import repository, stores
 from tests.support.lock_files import pinned_here
-from tests.support.repository import ROOT
+from tests.support.repository import ROOT, module_name
 from tests.support.services.process import clean_environment, serving
 from tests.support.stores.selection import STORES
 
@@ -102,7 +102,7 @@ def test_every_error_is_there_with_its_status() -> None:
 
 def test_the_example_of_an_error_is_a_real_response() -> None:
     [example] = re.findall(r"^```json\n(.*?)^```", ERRORS, flags=re.DOTALL | re.MULTILINE)
-    response = problem(errors.InvalidHmac.code, errors.InvalidHmac.sentence)
+    response = problem(errors.InvalidHmac.code, errors.InvalidHmac.default_detail)
     assert json.loads(example) == json.loads(bytes(response.body))
 
 
@@ -128,10 +128,14 @@ def test_every_store_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_the_map_names_every_module() -> None:
-    assert service.__doc__ is not None
-    modules = {path.stem for path in (ROOT / "service").rglob("*.py")} - {"__init__"}
-    assert all(re.search(rf"\b{module}\b", service.__doc__) for module in modules)
+def test_every_package_describes_its_modules() -> None:
+    packages = [path.parent for path in (ROOT / "service").rglob("__init__.py")]
+    for package in packages:
+        docstring = importlib.import_module(module_name(package / "__init__.py")).__doc__
+        modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
+        modules |= {folder.name for folder in packages if folder.parent == package}
+        missing = [name for name in modules if not re.search(rf"\b{name}\b", docstring or "")]
+        assert not missing, package.name
 
 
 def test_every_metric_is_there() -> None:

@@ -12,8 +12,8 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
-from service.bodies import RESUMPTIONS
-from service.proof import Proof, receipt
+from service.bundles.proof import Proof, compute_receipt
+from service.s3.bodies import MAX_RESUMES
 from tests.support.clients.signing import random_bytes, sign
 from tests.support.clients.sockets import raw_request
 from tests.support.polling import until
@@ -54,7 +54,7 @@ def test_a_receipt_comes_with_the_first_proof(service: Service, size: int) -> No
     assert service.fetch(bundle_id, {**proof, "X-SIGNING-KEY": "another"}).status_code == 401
     assert service.tags(bundle_id) == before
     assert service.fetch(bundle_id, proof).content == bundle
-    expected = receipt(Proof(proof["X-HMAC"], KEY.encode()), UUID(bundle_id))
+    expected = compute_receipt(Proof(proof["X-HMAC"], KEY.encode()), UUID(bundle_id))
     assert service.tags(bundle_id) == {**before, "receipt": expected}
     assert service.fetch(bundle_id, proof).content == bundle
     assert service.fetch(bundle_id, {**proof, "X-SIGNING-KEY": "another"}).status_code == 401
@@ -73,7 +73,7 @@ def test_a_key_at_upload_is_checked_at_once(service: Service, size: int) -> None
         assert code(answer) == (422, "hmac_mismatch")
     until(lambda: not service.objects() and not service.multipart_uploads())
     bundle_id = service.http.post("/upload", content=bundle, headers=proof).text
-    expected = receipt(Proof(proof["X-HMAC"], KEY.encode()), UUID(bundle_id))
+    expected = compute_receipt(Proof(proof["X-HMAC"], KEY.encode()), UUID(bundle_id))
     assert service.tags(bundle_id)["receipt"] == expected
     assert service.fetch(bundle_id, proof).content == bundle
 
@@ -300,7 +300,7 @@ def test_curl_resumes_a_download_that_was_cut(
         curl = ["curl", "-sS", "--fail", *headers, "-o", str(tmp_path / "bundle")]
         url = f"{service.url}/files/{bundle_id}"
         proxy.faults.append(Fault("GetObject", Truncate(len(bundle) * 2 // 5)))
-        proxy.faults.append(Fault("GetObject", Truncate(0), times=RESUMPTIONS))
+        proxy.faults.append(Fault("GetObject", Truncate(0), times=MAX_RESUMES))
         cut = subprocess.run([*curl, url], check=False, capture_output=True)
         assert cut.returncode == 18  # CURLE_PARTIAL_FILE
         assert 0 < (tmp_path / "bundle").stat().st_size < len(bundle)

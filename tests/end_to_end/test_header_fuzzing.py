@@ -8,16 +8,16 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service.problems import STATUS
-from service.proof import digest_field
+from service.bundles.proof import format_digest
+from service.http.problems import STATUS
 from tests.support.clients.signing import sign
 from tests.support.services.thread import Service
 
 KEY, BUNDLE = "a signing key", b"bundle"
 HMAC = sign(KEY, BUNDLE)["X-HMAC"].encode()
 PROOF = {b"X-HMAC": HMAC, b"X-SIGNING-KEY": KEY.encode()}
-DIGEST = digest_field(hashlib.sha256(BUNDLE).hexdigest()).encode()
-OTHER_DIGEST = digest_field("0" * 64).encode()
+DIGEST = format_digest(hashlib.sha256(BUNDLE).hexdigest()).encode()
+OTHER_DIGEST = format_digest("0" * 64).encode()
 
 MEANT = {
     b"X-HMAC": [HMAC, HMAC.upper(), HMAC[:-1], b"0" * 64],

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from service import client
-from service.budget import Memory
+from service.bundles.memory import Memory
+from service.s3 import retries
 from tests.end_to_end.expected_bundles import Ledger
 from tests.support.clients import random_transfers
 from tests.support.polling import until
@@ -119,7 +119,7 @@ def trial(store: Store, s3: Any, *, seed: int, rounds: int, transfers: int) -> N
 
 
 def test_forty_faulty_transfers(store: Store, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "BACKOFF", 0.1)
+    monkeypatch.setattr(retries, "MAX_BACKOFF", 0.1)
     trial(store, s3, seed=1, rounds=1, transfers=40)
 
 

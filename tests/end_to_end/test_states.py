@@ -20,7 +20,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from service import client
+from service.s3 import retries
 from tests.end_to_end.expected_bundles import Ledger, Weather
 from tests.support.clients import random_transfers
 from tests.support.polling import until
@@ -144,7 +144,7 @@ class History(RuleBasedStateMachine):
 
 
 def test_some_states(store: Store, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "BACKOFF", 0.1)
+    monkeypatch.setattr(retries, "MAX_BACKOFF", 0.1)
     few = settings(SETTINGS, derandomize=True, max_examples=3, stateful_step_count=8)
     run_state_machine_as_test(lambda: History(store, s3), settings=few)  # type: ignore[arg-type]
 

@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service import client, journal
+from service.http import access_log
+from service.s3 import retries
 from tests.support.clients.signing import sign
 from tests.support.clients.sockets import dial, raw_request, read_answer
 from tests.support.polling import until
@@ -21,7 +22,7 @@ KEY = "a signing key"
 
 @pytest.fixture(autouse=True)
 def _heard(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", logger=journal.__name__)
+    caplog.set_level("INFO", logger=access_log.__name__)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def measured(store: Store, s3: Any, proxy: Proxy) -> Iterator[Service]:
             store, s3, endpoint_url=proxy.url, part_size=SMALL_PART, memory_budget=2 * SMALL_PART
         ) as service,
     ):
-        patch.setattr(client, "BACKOFF", 0.1)
+        patch.setattr(retries, "MAX_BACKOFF", 0.1)
         yield service
 
 
@@ -50,7 +51,7 @@ def line(caplog: pytest.LogCaptureFixture, request_id: str) -> dict[str, Any]:
         return [
             record
             for record in caplog.records
-            if record.name == journal.__name__
+            if record.name == access_log.__name__
             and vars(record)["fields"]["request_id"] == request_id
         ]
 

@@ -13,8 +13,8 @@ from typing import Any
 import h11
 import pytest
 
-from service.connection import READ_AHEAD
-from service.parser import RequestParser
+from service.http.server.connection import SMALL_READ
+from service.http.server.parser import RequestParser
 from tests.support.clients.signing import random_bytes, sign
 from tests.support.clients.sockets import dial, read_all, read_answer
 from tests.support.services.thread import Serve, Service
@@ -23,7 +23,7 @@ KIB = 1024
 LARGE = 300 * KIB
 """More than is read at a time, so that some of it has to pass."""
 
-SIZES = (0, 1, READ_AHEAD - 200, READ_AHEAD, 64 * KIB - 1, 64 * KIB, 256 * KIB, LARGE)
+SIZES = (0, 1, SMALL_READ - 200, SMALL_READ, 64 * KIB - 1, 64 * KIB, 256 * KIB, LARGE)
 
 UUID = rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 OWN = re.compile(rb"(?i)\r\n(?:date|sunset|x-request-id): [^\r]*|" + UUID)
@@ -146,16 +146,16 @@ def test_what_passes_the_parser_is_what_goes_through_it(
     """The same bytes in the same pieces, with the short cut and without: the same answers."""
     words = said(Random(seed))
     passed = list[bool]()
-    short_cut = RequestParser.passes
+    short_cut = RequestParser.skip_body
 
     def watched(self: Any, size: int) -> bool:
         passed.append(short_cut(self, size))
         return passed[-1]
 
-    monkeypatch.setattr(RequestParser, "passes", watched)
+    monkeypatch.setattr(RequestParser, "skip_body", watched)
     heard = hear(service, words)
     assert any(passed)
-    monkeypatch.setattr(RequestParser, "passes", lambda *_: False)
+    monkeypatch.setattr(RequestParser, "skip_body", lambda *_: False)
     assert hear(service, words) == heard
     sent = [b"".join(request) for request in words.requests]
     for bundle in heard[1]:
@@ -177,10 +177,10 @@ def conversation(head: bytes) -> RequestParser:
 
 def test_all_but_the_last_bytes_of_a_body_pass() -> None:
     begun = conversation(HEAD + b"01")
-    assert not begun.passes(8)
-    assert begun.passes(5)
-    assert not begun.passes(3)
-    assert begun.passes(2)
+    assert not begun.skip_body(8)
+    assert begun.skip_body(5)
+    assert not begun.skip_body(3)
+    assert begun.skip_body(2)
     begun.receive_data(b"9GET /")
     last = begun.next_event()
     assert isinstance(last, h11.Data)
@@ -200,19 +200,19 @@ def test_all_but_the_last_bytes_of_a_body_pass() -> None:
     ],
 )
 def test_nothing_passes_where_it_is_no_body_of_a_known_length(head: bytes) -> None:
-    assert not conversation(head).passes(1)
+    assert not conversation(head).skip_body(1)
 
 
 def test_nothing_passes_before_what_has_come_is_taken_in() -> None:
     begun = conversation(HEAD)
     begun.receive_data(b"01")
-    assert not begun.passes(1)
+    assert not begun.skip_body(1)
 
 
 def test_nothing_passes_once_there_is_an_answer() -> None:
     begun = conversation(HEAD)
     begun.send(h11.Response(status_code=400, headers=[]))
-    assert not begun.passes(1)
+    assert not begun.skip_body(1)
 
 
 def test_two_servers_in_one_process_keep_their_bytes_apart(service: Service, serve: Serve) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service import server
+from service.http.server import server
 from tests.support.clients import load
 from tests.support.clients.signing import sign
 from tests.support.clients.sockets import begin_upload, dial, read_all
@@ -108,7 +108,7 @@ def test_nobody_notices(replica: Replica) -> None:
         late.sendall(get.encode())
 
         until(lambda: replica.gone)
-        time.sleep(server.LAST_CALL + 0.3)
+        time.sleep(server.LAST_REQUESTS + 0.3)
         assert replica.process.poll() is None
         late.sendall(f"{proof}\r\n".encode())
         refused = read_all(late)

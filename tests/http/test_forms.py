@@ -10,7 +10,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 
 from service.errors import MalformedForm
-from service.forms import ENVELOPE, file_part, is_form
+from service.http.forms import MAX_OVERHEAD, file_part, is_form
 from tests.support.fuzz import fuzz
 
 BOUNDARY = b"----boundary"
@@ -222,21 +222,21 @@ def test_refused(body: bytes, content_type: bytes) -> None:
 def test_more_around_the_bundle_than_the_envelope_holds_is_refused() -> None:
     bundle = part("file", b"bundle")
     for body in (
-        form(part("padding", b"x" * ENVELOPE), bundle),
+        form(part("padding", b"x" * MAX_OVERHEAD), bundle),
         form(*[part("padding", b"x")] * 2000, bundle),
-        form(bundle) + b"x" * ENVELOPE,
+        form(bundle) + b"x" * MAX_OVERHEAD,
     ):
-        with pytest.raises(MalformedForm, match="beside its file"):
+        with pytest.raises(MalformedForm, match="besides its file"):
             parse(body, [])
 
 
 def test_a_bundle_full_of_the_boundary_is_refused_before_it_costs_much() -> None:
     """The parser takes a microsecond over each: half a second for a MiB of this one."""
-    refused = form(part("file", b"\r\n--%b-" % BOUNDARY * ENVELOPE))[: 2 * ENVELOPE]
-    with pytest.raises(MalformedForm, match="full of its boundary"):
+    refused = form(part("file", b"\r\n--%b-" % BOUNDARY * MAX_OVERHEAD))[: 2 * MAX_OVERHEAD]
+    with pytest.raises(MalformedForm, match="contains its boundary too many times"):
         parse(refused, [])
     with pytest.raises(MalformedForm, match="closing boundary"):
-        parse(refused[: ENVELOPE // 2], [])
+        parse(refused[: MAX_OVERHEAD // 2], [])
 
 
 def test_a_content_type_without_end_is_refused() -> None:

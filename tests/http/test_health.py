@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
-from service import readiness
+from service.drain import Drain
 from service.errors import Draining, StorageUnavailable
-from service.readiness import Drain, Readiness
+from service.http import health
+from service.http.health import Readiness
 from tests.support.clients.signing import sign
 from tests.support.polling import until
 from tests.support.proxy import Delay, Fault, Proxy
@@ -46,15 +47,15 @@ def test_what_the_bucket_said_is_soon_asked_again(monkeypatch: pytest.MonkeyPatc
         await ready.check()
         bucket.there = False
         await ready.check()
-        await asyncio.sleep(readiness.FRESH)
+        await asyncio.sleep(health.CACHE_SECONDS)
         with pytest.raises(StorageUnavailable):
             await ready.check()
         bucket.there = True
-        await asyncio.sleep(readiness.FRESH)
+        await asyncio.sleep(health.CACHE_SECONDS)
         await ready.check()
         assert bucket.asked == 3
 
-    monkeypatch.setattr(readiness, "FRESH", 0.05)
+    monkeypatch.setattr(health, "CACHE_SECONDS", 0.05)
     asyncio.run(main())
 
 
@@ -106,8 +107,8 @@ def test_a_bucket_that_does_not_exist_is_said_at_start_and_after_it(
     store: Store, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = serve(bucket="no-such-bucket")
-    [said] = [record.getMessage() for record in caplog.records if record.name == "service.client"]
-    assert "make the bucket no-such-bucket with init-bucket" in said
+    [said] = [record.getMessage() for record in caplog.records if record.name == "service.s3.calls"]
+    assert "create the bucket no-such-bucket with init-bucket" in said
     assert service.http.get("/readyz").json()["code"] == "storage_unavailable"
     answer = service.http.post("/upload", content=b"bundle")
     assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")

@@ -24,14 +24,14 @@ from schemathesis.generation.case import Case
 from schemathesis.hooks import unregister
 from schemathesis.transport.serialization import Binary
 
-from service import pages
-from service.api import ROUTES
-from service.problems import STATUS
-from service.proof import digest_field
+from service.bundles.proof import format_digest
+from service.http import about
+from service.http.problems import STATUS
+from service.http.routes import ROUTES
 from tests.support.repository import ROOT
 from tests.support.services.thread import Serve, Service
 
-CONTRACT = json.loads(pages.contract(retention=604_800, require_hmac=True))
+CONTRACT = json.loads(about.openapi_document(retention=604_800, require_hmac=True))
 
 CHECKS: dict[str, dict[str, object]] = {
     # What no schema can say of a request decides too: whether a digest and an HMAC are the
@@ -120,7 +120,9 @@ def test_it_is_served_as_this_server_is(service: Service, serve: Serve) -> None:
 def test_the_package_brings_what_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     with zipfile.ZipFile(tmp_path / buildapi.build_wheel(str(tmp_path))) as wheel:
-        assert {"service/openapi.yaml", "service/page.html"} <= set(wheel.namelist())
+        assert {"service/http/about/openapi.yaml", "service/http/about/page.html"} <= set(
+            wheel.namelist()
+        )
 
 
 @dataclass
@@ -186,7 +188,7 @@ class Client:
         for name in case.headers.keys() & {"Content-Digest", "Repr-Digest"}:
             # For a header whose pattern has a "=", schemathesis sends "0" as if that were right.
             if right or case.headers[name] == "0":
-                case.headers[name] = digest_field(hashlib.sha256(bundle).hexdigest())
+                case.headers[name] = format_digest(hashlib.sha256(bundle).hexdigest())
 
 
 @pytest.fixture

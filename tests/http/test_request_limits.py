@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from service.middleware import MAX_TARGET
-from service.parser import MAX_HEAD, MAX_LINES
-from service.problems import STATUS
-from service.proof import MAX_MEMBERS
+from service.bundles.proof import MAX_DIGESTS
+from service.http.middleware import MAX_TARGET_SIZE
+from service.http.problems import STATUS
+from service.http.server.parser import MAX_HEAD_LINES, MAX_HEAD_SIZE
 from tests.support.clients import path_spellings
 from tests.support.clients.malicious import Attack, attacking
 from tests.support.clients.sockets import dial, raw_request, read_all, read_answer
@@ -37,7 +37,7 @@ def get(target: bytes, *lines: bytes) -> bytes:
 
 def padded(size: int) -> bytes:
     """Return a head of so many bytes whose lines are as long as 100 lines can be."""
-    lines = MAX_LINES - 2
+    lines = MAX_HEAD_LINES - 2
     rest = size - len(get(b"/healthz", *[b"a:"] * lines))
     each, more = divmod(rest, lines)
     return get(b"/healthz", *(b"a:" + b"x" * (each + (at < more)) for at in range(lines)))
@@ -48,22 +48,22 @@ def trailers(count: int, line: bytes = b"a:") -> bytes:
 
 
 ACCEPTED = {
-    "the longest target": get(b"/" * MAX_TARGET),
-    "the longest query": get(b"/healthz?" + b"x" * (MAX_TARGET - 9)),
-    "the most lines": get(b"/healthz", *[b"a:"] * (MAX_LINES - 2)),
-    "the largest head": padded(MAX_HEAD),
-    "the most trailers": trailers(MAX_LINES),
+    "the longest target": get(b"/" * MAX_TARGET_SIZE),
+    "the longest query": get(b"/healthz?" + b"x" * (MAX_TARGET_SIZE - 9)),
+    "the most lines": get(b"/healthz", *[b"a:"] * (MAX_HEAD_LINES - 2)),
+    "the largest head": padded(MAX_HEAD_SIZE),
+    "the most trailers": trailers(MAX_HEAD_LINES),
 }
 REFUSED = {
-    "a longer target": (get(b"/" * (MAX_TARGET + 1)), "uri_too_long"),
-    "a longer query": (get(b"/healthz?" + b"x" * (MAX_TARGET - 8)), "uri_too_long"),
-    "a target that fills the head": (get(b"/" * 2 * MAX_HEAD), "uri_too_long"),
+    "a longer target": (get(b"/" * (MAX_TARGET_SIZE + 1)), "uri_too_long"),
+    "a longer query": (get(b"/healthz?" + b"x" * (MAX_TARGET_SIZE - 8)), "uri_too_long"),
+    "a target that fills the head": (get(b"/" * 2 * MAX_HEAD_SIZE), "uri_too_long"),
     "a target without an end": (b"GET /" + b"x" * MIB, "uri_too_long"),
-    "one line more": (get(b"/healthz", *[b"a:"] * (MAX_LINES - 1)), "headers_too_large"),
+    "one line more": (get(b"/healthz", *[b"a:"] * (MAX_HEAD_LINES - 1)), "headers_too_large"),
     "many lines": (get(b"/healthz", *[b"a:"] * 5000), "headers_too_large"),
     "lines without an end": (b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 100_000, "headers_too_large"),
-    "one byte more": (padded(MAX_HEAD + 1), "headers_too_large"),
-    "a long line": (get(b"/healthz", b"a:" + b"x" * MAX_HEAD), "headers_too_large"),
+    "one byte more": (padded(MAX_HEAD_SIZE + 1), "headers_too_large"),
+    "a long line": (get(b"/healthz", b"a:" + b"x" * MAX_HEAD_SIZE), "headers_too_large"),
     "a line without an end": (b"GET / HTTP/1.1\r\na:" + b"x" * MIB, "headers_too_large"),
     "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "malformed_request"),
     "no version": (b"GET /\r\n\r\n", "malformed_request"),
@@ -108,7 +108,11 @@ def test_a_head_over_a_limit_gets_a_problem(service: Service, name: str) -> None
 def test_too_many_trailers_end_an_upload(service: Service) -> None:
     """A read holds up to 256 KiB of them; they would take 60,000 objects and 0.2 s."""
     service.clear()
-    for request in (trailers(MAX_LINES + 2), trailers(10, b"a:" + b"x" * 2000), trailers(60_000)):
+    for request in (
+        trailers(MAX_HEAD_LINES + 2),
+        trailers(10, b"a:" + b"x" * 2000),
+        trailers(60_000),
+    ):
         with dial(service.url) as connection:
             send_anyway(connection, request)
             assert whole(read_all(connection))[0] == 431
@@ -118,10 +122,10 @@ def test_too_many_trailers_end_an_upload(service: Service) -> None:
 def test_a_refused_head_is_logged_once_with_its_code(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with caplog.at_level("INFO", "service.connection"):
+    with caplog.at_level("INFO", "service.http.server.connection"):
         raw_request(service.url, REFUSED["many lines"][0])
-    logged = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
-    assert logged == ["refused a request that could not be read: 431 headers_too_large"]
+    logged = [record.getMessage() for record in caplog.records if "rejected" in record.getMessage()]
+    assert logged == ["rejected a request that could not be parsed: 431 headers_too_large"]
 
 
 @pytest.mark.parametrize("target", path_spellings.NOT_PRINTABLE)
@@ -143,27 +147,29 @@ def test_spellings_that_are_understood(service: Service, target: str) -> None:
 
 # -- What heads cost ------------------------------------------------------------------------------
 
-LINES = "".join(f"h{at:02}: {'x' * 150}\r\n" for at in range(MAX_LINES - 2))
+LINES = "".join(f"h{at:02}: {'x' * 150}\r\n" for at in range(MAX_HEAD_LINES - 2))
 HELD = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: {64 * KIB}\r\n{LINES}\r\n"
 HALF_SENT = f"POST /upload HTTP/1.1\r\nHost: x\r\n{LINES}x: "
 IDLE = f"GET /healthz HTTP/1.1\r\nHost: x\r\nx: y\r\n{LINES}\r\n"
 
 FLOODS = {
     "lines": IDLE,
-    "short lines": "GET /healthz HTTP/1.1\r\nHost: x\r\n" + "a:\r\n" * (MAX_LINES - 1) + "\r\n",
+    "short lines": "GET /healthz HTTP/1.1\r\nHost: x\r\n"
+    + "a:\r\n" * (MAX_HEAD_LINES - 1)
+    + "\r\n",
     "trailers": CHUNKED.decode().replace("Connection: close\r\n", "X-TTL: 0\r\n")
     + "0\r\n"
-    + "a:\r\n" * MAX_LINES
+    + "a:\r\n" * MAX_HEAD_LINES
     + "\r\n",
-    "path": "GET " + "/files/" * (MAX_TARGET // 7) + " HTTP/1.1\r\nHost: x\r\n\r\n",
+    "path": "GET " + "/files/" * (MAX_TARGET_SIZE // 7) + " HTTP/1.1\r\nHost: x\r\n\r\n",
     "escapes": "GET /files/" + "%41" * 2700 + " HTTP/1.1\r\nHost: x\r\n\r\n",
-    "slashes": "GET " + "/" * MAX_TARGET + " HTTP/1.1\r\nHost: x\r\n\r\n",
-    "hex": "GET /files/" + "a" * (MAX_TARGET - 10) + " HTTP/1.1\r\nHost: x\r\n\r\n",
+    "slashes": "GET " + "/" * MAX_TARGET_SIZE + " HTTP/1.1\r\nHost: x\r\n\r\n",
+    "hex": "GET /files/" + "a" * (MAX_TARGET_SIZE - 10) + " HTTP/1.1\r\nHost: x\r\n\r\n",
     "dashes": "GET /files/" + "a-" * 4000 + " HTTP/1.1\r\nHost: x\r\n\r\n",
     "accept": "GET / HTTP/1.1\r\nHost: x\r\nAccept: " + "a;q=1 ," * 2300 + "\r\n\r\n",
     "etags": "GET /files/x HTTP/1.1\r\nHost: x\r\nIf-Match: " + 'W/"' * 5400 + "\r\n\r\n",
     "digests": "POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nContent-Digest: "
-    + ",".join(["aaaaaaaaa=::"] * MAX_MEMBERS)
+    + ",".join(["aaaaaaaaa=::"] * MAX_DIGESTS)
     + "\r\n\r\n",
     "form": "POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n"
     f"Content-Type: multipart/form-data; {'a=b;' * 4000}\r\n\r\n",

@@ -6,7 +6,8 @@ from contextlib import suppress
 
 import pytest
 
-from service import connection, pace
+from service.http import slow_clients
+from service.http.server import connection
 from tests.support.clients.signing import sign
 from tests.support.clients.sockets import dial, raw_request, read_all, read_answer, server_peers
 from tests.support.marks import needs_proc
@@ -60,7 +61,7 @@ def test_a_reader_that_takes_nothing_is_dropped_with_its_buffers(impatient: Serv
 @pytest.fixture
 def strict(service: Service, monkeypatch: pytest.MonkeyPatch) -> Service:
     """It counts a client's average from the first second on."""
-    monkeypatch.setattr(pace, "GRACE", 1.0)
+    monkeypatch.setattr(slow_clients, "GRACE_PERIOD", 1.0)
     return service
 
 

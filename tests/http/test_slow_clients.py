@@ -10,31 +10,31 @@ from typing import Any
 
 import pytest
 
-from service.pace import GRACE, RATE, Pace, Patience
+from service.http.slow_clients import GRACE_PERIOD, MIN_RATE, ClientRate, ClientTimeout
 
 
 @pytest.mark.parametrize(
     ("waits", "left"),
     [
-        ([], GRACE),
+        ([], GRACE_PERIOD),
         ([(4, 0)], 6),  # nothing for 4 s, and 0 B/s on average from 10 s on
-        ([(9, 100 * RATE)], 30),  # what came buys time: 100 s in all, 30 at a stretch
-        ([(9, 100 * RATE), (29, 0)], 1),
-        ([(9, 100 * RATE), (29, 0), (0, 1)], 30),
-        ([(11, 11 * RATE)], 0),
-        ([(20, 25 * RATE)], 5),
+        ([(9, 100 * MIN_RATE)], 30),  # what came buys time: 100 s in all, 30 at a stretch
+        ([(9, 100 * MIN_RATE), (29, 0)], 1),
+        ([(9, 100 * MIN_RATE), (29, 0), (0, 1)], 30),
+        ([(11, 11 * MIN_RATE)], 0),
+        ([(20, 25 * MIN_RATE)], 5),
         ([(30, 0)], -20),
     ],
 )
 def test_what_is_left(waits: list[tuple[float, int]], left: float) -> None:
-    pace = Pace(30)
+    pace = ClientRate(30)
     for seconds, moved in waits:
-        pace.waited(seconds, moved)
-    assert pace.left == pytest.approx(left, abs=0.001)
+        pace.record(seconds, moved)
+    assert pace.time_left == pytest.approx(left, abs=0.001)
 
 
 def test_little_patience_bounds_even_the_first_wait() -> None:
-    assert Pace(1).left == 1
+    assert ClientRate(1).time_left == 1
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -53,7 +53,7 @@ async def for_ever() -> None:
 
 def test_who_sends_nothing_is_waited_for_so_long() -> None:
     async def test() -> None:
-        with closing(Patience(Pace(0.2))) as patience:
+        with closing(ClientTimeout(ClientRate(0.2))) as patience:
             for _ in range(2):
                 began = time.monotonic()
                 with pytest.raises(TimeoutError), patience:
@@ -66,9 +66,9 @@ def test_who_sends_nothing_is_waited_for_so_long() -> None:
 
 def test_time_that_is_over_leaves_none_for_the_next_wait() -> None:
     async def test() -> None:
-        pace = Pace(10)
-        pace.waited(10, 0)
-        with closing(Patience(pace)) as patience:
+        pace = ClientRate(10)
+        pace.record(10, 0)
+        with closing(ClientTimeout(pace)) as patience:
             with patience:
                 pass  # What is there already is taken.
             began = time.monotonic()
@@ -83,13 +83,13 @@ def test_only_waiting_counts_and_what_comes_buys_time() -> None:
     """Longer than it has patience, in waits and in pauses between them."""
 
     async def test() -> None:
-        pace = Pace(0.3)
-        with closing(Patience(pace)) as patience:
+        pace = ClientRate(0.3)
+        with closing(ClientTimeout(pace)) as patience:
             for seconds in (0.2, 0.2, 0.2):
                 began = time.monotonic()
                 with patience:
                     await asyncio.sleep(seconds)
-                pace.waited(time.monotonic() - began, 1)
+                pace.record(time.monotonic() - began, 1)
                 await asyncio.sleep(0.4)
         assert cancellations() == 0
 
@@ -99,7 +99,7 @@ def test_only_waiting_counts_and_what_comes_buys_time() -> None:
 def test_a_cancellation_stays_one() -> None:
     async def test() -> None:
         async def wait() -> None:
-            with closing(Patience(Pace(10))) as patience, patience:
+            with closing(ClientTimeout(ClientRate(10))) as patience, patience:
                 await for_ever()
 
         task = asyncio.create_task(wait())
@@ -118,7 +118,7 @@ def test_a_cancellation_at_the_same_moment_stays_one(first: str) -> None:
 
     async def test() -> None:
         async def wait() -> None:
-            with closing(Patience(Pace(0.05))) as patience, patience:
+            with closing(ClientTimeout(ClientRate(0.05))) as patience, patience:
                 try:
                     await for_ever()
                 except asyncio.CancelledError:
@@ -142,7 +142,7 @@ def test_a_cancellation_at_the_same_moment_stays_one(first: str) -> None:
 def test_a_time_out_that_was_ignored_is_over() -> None:
     async def test() -> None:
         async def wait() -> None:
-            with closing(Patience(Pace(0.05))) as patience:
+            with closing(ClientTimeout(ClientRate(0.05))) as patience:
                 with patience, suppress(asyncio.CancelledError):
                     await for_ever()
                 assert cancellations() == 0
@@ -162,10 +162,10 @@ def test_nothing_is_left_of_it_where_its_generator_is_closed_in_the_middle() -> 
     """Neither a timer, which would hold it, nor a wait that goes on."""
 
     async def test() -> None:
-        kept = list[weakref.ref[Patience]]()
+        kept = list[weakref.ref[ClientTimeout]]()
 
         async def chunks() -> AsyncGenerator[int, None]:
-            with closing(Patience(Pace(0.1))) as patience:
+            with closing(ClientTimeout(ClientRate(0.1))) as patience:
                 kept.append(weakref.ref(patience))
                 for number in range(3):
                     with patience:
@@ -187,14 +187,14 @@ def test_one_timer_serves_all_waits() -> None:
     async def test() -> None:
         set_off = 0
 
-        class Counting(Pace):
+        class Counting(ClientRate):
             @property
-            def left(self) -> float:
+            def time_left(self) -> float:
                 nonlocal set_off
                 set_off += 1
-                return super().left
+                return super().time_left
 
-        with closing(Patience(Counting(10))) as patience:
+        with closing(ClientTimeout(Counting(10))) as patience:
             for _ in range(100):
                 with patience:
                     await asyncio.sleep(0)

@@ -7,7 +7,7 @@ from http.client import HTTPResponse
 
 import pytest
 
-from service.problems import STATUS
+from service.http.problems import STATUS
 from tests.support.clients.signing import sign
 from tests.support.clients.sockets import (
     dial,
@@ -298,7 +298,9 @@ def test_the_log_shortens_ids_and_holds_no_key(
         proof = sign("a-very-secret-key", b"bundle")
         assert service.fetch(bundle_id, proof).status_code == 200
         assert service.fetch(bundle_id, {**proof, "X-HMAC": "0" * 64}).status_code == 401
-    lines = [record.getMessage() for record in caplog.records if record.name == "service.journal"]
+    lines = [
+        record.getMessage() for record in caplog.records if record.name == "service.http.access_log"
+    ]
     assert any(line.startswith(f"GET /files/{bundle_id[:8]}… 200 ") for line in lines)
     text = "".join(lines)
     assert bundle_id not in text

@@ -15,10 +15,10 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.api import ROUTES
-from service.journal import METHODS
-from service.metrics import Metrics
-from service.problems import STATUS
+from service.http.access_log import METHODS
+from service.http.problems import STATUS
+from service.http.routes import ROUTES
+from service.telemetry.metrics import Metrics
 from tests.support.repository import ROOT
 
 INFRA = ROOT / "infra"

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from service.background import CLEANUP_TIMEOUT
+from service.bundles.background import CLOSE_TIMEOUT
 from service.settings import Settings
 from tests.support.polling import until
 from tests.support.repository import ROOT
@@ -46,7 +46,7 @@ def test_the_image_leaves_as_the_service_does(dockerfile: str) -> None:
     needed = fields["drain_delay"].default + fields["drain_timeout"].default
     found = re.search(r"Give it (\d+) s before it is killed", dockerfile)
     assert found is not None
-    assert needed + CLEANUP_TIMEOUT < int(found[1])
+    assert needed + CLOSE_TIMEOUT < int(found[1])
     assert "/healthz" in dockerfile
 
 

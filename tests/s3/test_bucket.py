@@ -8,9 +8,9 @@ from uuid import uuid4
 import boto3
 import pytest
 
-from service import client
-from service.bucket import lifecycle_rule
 from service.errors import BucketError
+from service.s3 import retries
+from service.s3.bucket import lifecycle_rule
 from service.settings import Settings
 from tests.support.polling import until
 from tests.support.proxy import Fault, Proxy, Respond
@@ -28,7 +28,7 @@ OTHERS = {
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "BACKOFF", 0.1)
+    monkeypatch.setattr(retries, "MAX_BACKOFF", 0.1)
 
 
 @pytest.fixture
@@ -49,7 +49,9 @@ def test_a_bucket_is_made_and_the_second_time_left_as_it_is(
 ) -> None:
     first = make_bucket(store, config)
     assert first[0] == f"bucket {config.bucket}: created"
-    assert first[1] == "lifecycle: set (bundles go after 8 days, abandoned uploads after 1)"
+    assert (
+        first[1] == "lifecycle: set (bundles are removed after 8 days, abandoned uploads after 1)"
+    )
     assert rules(s3, config) == [lifecycle_rule("bundles/", 7 * 86_400)]
     block = s3.get_public_access_block(Bucket=config.bucket)["PublicAccessBlockConfiguration"]
     assert block.pop("BlockPublicAcls") is ("BlockPublicAcls" not in first[2])
@@ -58,10 +60,10 @@ def test_a_bucket_is_made_and_the_second_time_left_as_it_is(
 
     second = make_bucket(store, config)
     assert second[:2] == [
-        f"bucket {config.bucket}: is there",
-        "lifecycle: is right (bundles go after 8 days, abandoned uploads after 1)",
+        f"bucket {config.bucket}: exists",
+        "lifecycle: unchanged (bundles are removed after 8 days, abandoned uploads after 1)",
     ]
-    assert second[2].startswith("public access: is blocked")
+    assert second[2].startswith("public access: already blocked")
     assert not s3.list_objects_v2(Bucket=config.bucket, Prefix="bundles/probe").get("Contents")
 
 
@@ -75,7 +77,9 @@ def test_the_rules_of_others_stay(store: Store, s3: Any, config: Settings) -> No
         lines = make_bucket(store, Settings(bucket=config.bucket, retention=retention))
         ids = {rule["ID"]: rule["Expiration"]["Days"] for rule in rules(s3, config)}
         assert ids == {OTHERS["ID"]: 3, "message-history-server bundles/": days}
-    assert lines[1].startswith("lifecycle: shortened from 31 days; bundles promised more go early")
+    assert lines[1].startswith(
+        "lifecycle: shortened from 31 days; bundles with a later expiry are removed early"
+    )
 
 
 def test_in_the_region_that_is_set(store: Store, s3: Any, config: Settings) -> None:
@@ -91,14 +95,14 @@ def test_a_bucket_made_by_another_at_the_same_time(store: Store, config: Setting
         make_bucket(store, config)
         proxy.faults.append(Fault("CreateBucket", Respond(409, "BucketAlreadyOwnedByYou")))
         racing = replace(store, endpoint_url=proxy.url)
-        assert make_bucket(racing, config)[0] == f"bucket {config.bucket}: is there"
+        assert make_bucket(racing, config)[0] == f"bucket {config.bucket}: exists"
 
 
 @pytest.mark.parametrize(
     ("operation", "line"),
     [
         ("PutPublicAccessBlock", "public access: this store has no block"),
-        ("PutBucketEncryption", "encryption: this store has none to turn on"),
+        ("PutBucketEncryption", "encryption: not offered by this store"),
     ],
 )
 @pytest.mark.parametrize(
@@ -121,7 +125,7 @@ def test_what_a_store_lacks_is_said_and_passed_over(
     ("operation", "answer", "said"),
     [
         ("HeadBucket", Respond(403, "AccessDenied"), "may not use the bucket"),
-        ("CreateBucket", Respond(409, "BucketAlreadyExists"), "taken by another account"),
+        ("CreateBucket", Respond(409, "BucketAlreadyExists"), "belongs to another account"),
         ("PutBucketLifecycleConfiguration", Respond(403, "AccessDenied"), "AccessDenied"),
         ("PutPublicAccessBlock", Respond(403, "AccessDenied"), "AccessDenied"),
     ],

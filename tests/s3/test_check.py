@@ -10,10 +10,10 @@ from uuid import uuid4
 import pytest
 from click.testing import CliRunner
 
-from service import client
-from service.check import Finding, examine
 from service.cli import main
-from service.client import connect
+from service.s3 import retries
+from service.s3.check import Finding, check_bucket
+from service.s3.client import connect
 from service.settings import Settings
 from tests.support.services.thread import make_bucket
 from tests.support.stores import Store
@@ -41,7 +41,7 @@ def wrong(store: Store, bucket: str, ahead: float = 0, **variables: str) -> dict
 
     async def findings() -> list[Finding]:
         async with connect() as s3:
-            found = examine(
+            found = check_bucket(
                 s3,
                 bucket=bucket,
                 prefix="bundles/",
@@ -51,7 +51,7 @@ def wrong(store: Store, bucket: str, ahead: float = 0, **variables: str) -> dict
             return [finding async for finding in found]
 
     with aws_environment(store), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client, "BACKOFF", 0.1)
+        patch.setattr(retries, "MAX_BACKOFF", 0.1)
         for name, value in variables.items():
             patch.setenv(name, value)
         return {finding.subject: finding for finding in asyncio.run(findings()) if not finding.ok}
@@ -65,7 +65,7 @@ def only(findings: dict[str, Finding], subject: str) -> str:
     """What is said of the one thing that is wrong."""
     [finding] = findings.values()
     assert finding.subject == subject
-    return f"{finding.words} → {finding.remedy}"
+    return f"{finding.message} → {finding.remedy}"
 
 
 def test_no_endpoint(store: Store, bucket: str) -> None:
@@ -97,7 +97,7 @@ def test_wrong_credentials(store: Store, bucket: str, name: str, code: str) -> N
     if store.name in LENIENT:
         assert not found
     else:
-        assert f"are refused ({code})" in only(found, "credentials")
+        assert f"refused ({code})" in only(found, "credentials")
 
 
 @pytest.mark.parametrize("ahead", [-3600, 3600])
@@ -124,7 +124,7 @@ def test_a_missing_permission(store: Store, s3: Any, bucket: str, action: str) -
     if store.name in LENIENT:  # moto denies some actions, and some along with others.
         assert all(subject.startswith("s3:Get") for subject in found)
     else:
-        assert "is refused (AccessDenied) → allow it" in only(found, f"s3:{action}")
+        assert "denied (AccessDenied) → allow it" in only(found, f"s3:{action}")
 
 
 def rule(**changes: object) -> dict[str, object]:
@@ -142,20 +142,20 @@ NO_ABORT = {
     name: value for name, value in rule().items() if name != "AbortIncompleteMultipartUpload"
 }
 RULES = {
-    "none": ([], "no rule removes what is under bundles/"),
-    "too short": ([rule(Expiration={"Days": 7})], "go after 7 days, but are promised 7"),
+    "none": ([], "no rule removes the objects under bundles/"),
+    "too short": ([rule(Expiration={"Days": 7})], "after 7 days, but have to be kept for 7"),
     "too short, for all": (
         [rule(), rule(ID="another", Filter={"Prefix": ""}, Expiration={"Days": 1})],
-        "go after 1 days, but are promised 7",
+        "after 1 days, but have to be kept for 7",
     ),
     "too short, for some": (
         [rule(), rule(ID="another", Filter={"Prefix": "bundles/0"}, Expiration={"Days": 1})],
-        "go after 1 days",
+        "removed after 1 days",
     ),
     "turned off": ([rule(Status="Disabled")], "no rule removes"),
     "elsewhere": ([rule(Filter={"Prefix": "others/"})], "no rule removes"),
     "no expiration": ([NO_EXPIRATION], "no rule removes"),
-    "no abort": ([NO_ABORT], "no rule aborts multipart uploads"),
+    "no abort": ([NO_ABORT], "no rule aborts abandoned multipart uploads"),
     "right": ([rule()], None),
     "right, for all": ([rule(Filter={"Prefix": ""})], None),
 }
@@ -198,17 +198,18 @@ def test_the_command(store: Store, s3: Any, bucket: str) -> None:
     code, said = check()
     assert code == 0
     assert "WRONG" not in said
-    assert f"ok    bucket: {bucket} is there\n" in said
+    assert f"ok    bucket: {bucket} exists\n" in said
     s3.delete_bucket_lifecycle(Bucket=bucket)
     code, said = check()
     assert code == 1
     assert (
-        "WRONG lifecycle: no rule removes what is under bundles/\n      → run init-bucket" in said
+        "WRONG lifecycle: no rule removes the objects under bundles/\n      → run init-bucket"
+        in said
     )
-    wrong = "WRONG lifecycle: no rule removes what is under bundles/\n      → run init-bucket"
+    wrong = "WRONG lifecycle: no rule removes the objects under bundles/\n      → run init-bucket"
     assert wrong in said
     code, said = check("--json")
     assert code == 1
     [found] = [finding for finding in json.loads(said) if not finding["ok"]]
-    assert found.keys() == {"ok", "subject", "words", "remedy"}
+    assert found.keys() == {"ok", "subject", "message", "remedy"}
     assert found["subject"] == "lifecycle"

@@ -11,9 +11,8 @@ from botocore.exceptions import (
     NoCredentialsError,
 )
 
-from service import client
-from service.client import BrokenOff, Calls
-from service.metrics import Metrics
+from service.s3.calls import BodyInterrupted, S3Calls
+from service.telemetry.metrics import Metrics
 
 
 def refusal(code: str) -> ClientError:
@@ -25,12 +24,12 @@ def refusal(code: str) -> ClientError:
     [
         (refusal("AccessDenied"), "S3 refuses GetObject: AccessDenied; check the credentials"),
         (refusal("403"), "S3 refuses GetObject: AccessDenied; check the credentials"),
-        (refusal("NoSuchBucket"), "S3 refuses GetObject: NoSuchBucket; make the bucket a-bucket"),
-        (refusal("404"), "S3 refuses GetObject: NoSuchBucket; make the bucket a-bucket"),
+        (refusal("NoSuchBucket"), "S3 refuses GetObject: NoSuchBucket; create the bucket a-bucket"),
+        (refusal("404"), "S3 refuses GetObject: NoSuchBucket; create the bucket a-bucket"),
         (refusal("RequestTimeTooSkewed"), "S3 refuses GetObject: RequestTimeTooSkewed; set this"),
         (
             NoCredentialsError(),
-            "S3 cannot be asked for GetObject: NoCredentialsError; check the",
+            "S3 client cannot send GetObject: NoCredentialsError; check the",
         ),
         (
             EndpointConnectionError(endpoint_url="http://a.example"),
@@ -49,7 +48,7 @@ def refusal(code: str) -> ClientError:
 def test_a_cause_comes_with_what_to_do(
     error: Exception, words: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    Calls("a-bucket", Metrics()).failed("GetObject", error)
+    S3Calls("a-bucket", Metrics()).log_failure("GetObject", error)
     [said] = caplog.messages
     assert said.startswith(words)
 
@@ -57,15 +56,15 @@ def test_a_cause_comes_with_what_to_do(
 def test_a_cause_is_said_again_after_a_while(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = Calls("a-bucket", Metrics())
+    calls = S3Calls("a-bucket", Metrics())
     for operation in ("GetObject", "PutObject", "GetObject"):
-        calls.failed(operation, TimeoutError())
+        calls.log_failure(operation, TimeoutError())
     assert len(caplog.messages) == 1
-    calls.failed("GetObject", refusal("AccessDenied"))
+    calls.log_failure("GetObject", refusal("AccessDenied"))
     assert len(caplog.messages) == 2
-    monkeypatch.setattr(client, "SAID_AGAIN", -1.0)
-    Calls.failed(calls, "GetObject", refusal("SlowDown"))
-    Calls.failed(calls, "GetObject", refusal("SlowDown"))
+    monkeypatch.setattr("service.s3.calls.LOG_INTERVAL", -1.0)
+    calls.log_failure("GetObject", refusal("SlowDown"))
+    calls.log_failure("GetObject", refusal("SlowDown"))
     assert len(caplog.messages) == 4
 
 
@@ -82,7 +81,7 @@ def test_a_chunk_that_ends_late_is_not_the_end() -> None:
         writer.close()
 
     async def test() -> None:
-        calls = Calls("a-bucket", Metrics())
+        calls = S3Calls("a-bucket", Metrics())
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
             host, port = server.sockets[0].getsockname()
             async with (
@@ -90,9 +89,9 @@ def test_a_chunk_that_ends_late_is_not_the_end() -> None:
                 session.get(f"http://{host}:{port}") as body,
             ):
                 for event, words in zip(read, (b"hello", b"world"), strict=True):
-                    assert await calls.read(body) == words  # type: ignore[arg-type]
+                    assert await calls.read_chunk(body) == words  # type: ignore[arg-type]
                     event.set()
-                with pytest.raises(BrokenOff):
-                    await calls.read(body)  # type: ignore[arg-type]
+                with pytest.raises(BodyInterrupted):
+                    await calls.read_chunk(body)  # type: ignore[arg-type]
 
     asyncio.run(asyncio.wait_for(test(), 10))

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from service import client, readiness
+from service.http import health
+from service.s3 import calls, retries
 from tests.support.clients import random_transfers
 from tests.support.clients.signing import sign
 from tests.support.polling import until
@@ -149,8 +150,8 @@ def _first(answers: list[Answer], what: str, after: float) -> float:
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """For an outage that the service would otherwise bridge."""
-    monkeypatch.setattr(client, "BACKOFF", 0.05)
-    monkeypatch.setattr(readiness, "FRESH", 0.1)
+    monkeypatch.setattr(retries, "MAX_BACKOFF", 0.05)
+    monkeypatch.setattr(health, "CACHE_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -185,5 +186,5 @@ def outage(store: Store, serve: Serve, caplog: pytest.LogCaptureFixture, *, seco
     assert unready < READY_WITHIN
     assert back < BACK_WITHIN
     assert ready < READY_WITHIN
-    [said] = [record.getMessage() for record in caplog.records if record.name == client.__name__]
+    [said] = [record.getMessage() for record in caplog.records if record.name == calls.__name__]
     assert said.startswith("S3 cannot be reached for ")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from service import client
+from service.s3 import client
 from tests.support.clients import random_transfers
 from tests.support.clients.signing import sign
 from tests.support.proxy import Action, Delay, Fault, Proxy, Reset, Respond, Stall

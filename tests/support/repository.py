@@ -7,6 +7,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
+def module_name(path: Path) -> str:
+    """Return the dotted name of the module in this file of the project."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
 def files(folder: str = ".") -> list[Path]:
     """What git knows or would take, relative to the project's root; in order."""
     listed = subprocess.run(

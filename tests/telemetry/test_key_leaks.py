@@ -21,7 +21,9 @@ def leaks() -> Leaks:
     return leaks
 
 
-@pytest.mark.parametrize("name", ["service.api", "botocore.hooks", "uvicorn.error", "asyncio"])
+@pytest.mark.parametrize(
+    "name", ["service.http.routes", "botocore.hooks", "uvicorn.error", "asyncio"]
+)
 def test_a_key_in_a_log_record_is_found(leaks: Leaks, name: str) -> None:
     log = logging.getLogger(name)
     with leaks.listening():

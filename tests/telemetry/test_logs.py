@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from service import logs, trace
+from service.telemetry import logs, timing
 
 pytestmark = pytest.mark.usefixtures("_restored_logging")
 
@@ -40,9 +40,9 @@ def test_a_line_within_a_request_names_it(capsys: pytest.CaptureFixture[str]) ->
     logs.configure("json", "info")
 
     def request() -> None:
-        trace.begin("an-id")
+        timing.start("an-id")
         logging.getLogger("service.test").info("inside", extra={"fields": {"route": "/upload"}})
-        trace.apart().run(logging.getLogger("service.test").info, "beside")
+        timing.detached().run(logging.getLogger("service.test").info, "beside")
 
     contextvars.copy_context().run(request)
     logging.getLogger("service.test").info("outside")

@@ -250,8 +250,8 @@ def test_calls_beside_a_bare_clients(serve: Serve, store: Store) -> None:
     found = {
         "a small upload, of a bare call": up[0].total() / bare,
         "a small download, of a bare call": down[0].total() / bare,
-        "a chunk up": per_chunk(up, "Inlet.buffer_updated"),
-        "a chunk down": per_chunk(down, "Calls.read"),
+        "a chunk up": per_chunk(up, "BufferedReader.buffer_updated"),
+        "a chunk down": per_chunk(down, "S3Calls.read_chunk"),
     }
     print(found)
     assert {name: number for name, number in found.items() if number > LIMITS[name]} == {}

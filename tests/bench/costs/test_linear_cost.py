@@ -13,15 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import forms, journal, middleware, pages, proof, ranges
+from service.bundles import proof, ranges
 from service.errors import HistoryError
+from service.http import about, access_log, forms, middleware
 from tests.bench.costs.work_counter import Program, TooManySteps, lines
-from tests.support.repository import ROOT
+from tests.support.repository import ROOT, module_name
 
 METHODS = {"fullmatch", "match", "search", "findall", "sub"}
 
 
-CONFIGURED = {"settings"}
+CONFIGURED = {"service.settings"}
 """Modules whose patterns see what the operator configures, and nothing from a client."""
 
 
@@ -54,7 +55,7 @@ def compiled(pattern: str | bytes, flags: int) -> Program:
 def uses() -> Iterator[Use]:
     """Find every use of `re` in the source: of a named pattern, or of one in the call."""
     for path in sorted((ROOT / "service").glob("**/*.py")):
-        if path.stem in CONFIGURED:
+        if module_name(path) in CONFIGURED:
             continue
         tree = ast.parse(path.read_text())
         named = {
@@ -85,7 +86,7 @@ def _use(path: Path, call: ast.expr, method: str) -> Use:
     assert isinstance(call, ast.Call)
     flags = [argument for argument in call.args[1:] if ast.unparse(argument).startswith("re.")]
     flag = getattr(re, ast.unparse(flags[0]).removeprefix("re.")) if flags else 0
-    return Use(path.stem, ast.literal_eval(call.args[0]), int(flag), method)
+    return Use(module_name(path), ast.literal_eval(call.args[0]), int(flag), method)
 
 
 USES = list(uses())
@@ -128,7 +129,7 @@ def test_every_use_of_a_pattern_is_found() -> None:
     """What the source compiles or calls on `re`, but for the modules named above."""
     found = {use.place for use in USES}
     importing = {
-        path.stem
+        module_name(path)
         for path in (ROOT / "service").glob("**/*.py")
         if re.search("^import re$", path.read_text(), re.MULTILINE)
     }
@@ -165,14 +166,14 @@ def disposition(value: str) -> None:
 PARSERS: dict[str, Callable[[str], object]] = {
     "digests": lambda value: proof.parse_digests("Repr-Digest", value.encode()),
     "If-Match": lambda value: ranges._matches(value, '"x"'),  # noqa: SLF001
-    "Range": lambda value: ranges.Wanted(ranges=value).of(ranges.Stat(9, '"x"', 0)),
-    "Accept": pages.prefers_html,
+    "Range": lambda value: ranges.RangeRequest(ranges=value).select(ranges.ObjectStat(9, '"x"', 0)),
+    "Accept": about.prefers_html,
     "Content-Type": lambda value: forms._Form(b"multipart/form-data;" + value.encode()),  # noqa: SLF001
     "Content-Disposition": disposition,
-    "path": lambda value: middleware._normalized(f"http://x/{value}".encode(), ""),  # noqa: SLF001
-    "decoded path": lambda value: middleware._normalized(b"/", f"/{value}"),  # noqa: SLF001
-    "path of the access log": lambda value: journal._bundle(f"/files/{value}"),  # noqa: SLF001
-    "shortened path": lambda value: journal._shortened(f"/files/{value}"),  # noqa: SLF001
+    "path": lambda value: middleware._normalize(f"http://x/{value}".encode(), ""),  # noqa: SLF001
+    "decoded path": lambda value: middleware._normalize(b"/", f"/{value}"),  # noqa: SLF001
+    "path of the access log": lambda value: access_log._short_id(f"/files/{value}"),  # noqa: SLF001
+    "shortened path": lambda value: access_log._shorten_path(f"/files/{value}"),  # noqa: SLF001
 }
 
 

@@ -10,7 +10,7 @@ from itertools import repeat
 import h11
 import pytest
 
-from service import pace
+from service.http import slow_clients
 from tests.end_to_end.abuse.latency import in_words, latencies
 from tests.end_to_end.abuse.requests import (
     CHUNKED,
@@ -120,4 +120,4 @@ def test_early_answers_arrive_whole_while_neighbours_are_served(
         stop.set()
         thread.join(20)
     print(f"neighbours: {in_words(took)}, longest {max(took) * 1e3:.1f} ms")
-    assert max(took) < pace.LINGER
+    assert max(took) < slow_clients.DISCARD_TIMEOUT

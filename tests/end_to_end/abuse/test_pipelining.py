@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from service import pace
+from service.http import slow_clients
 from tests.end_to_end.abuse.requests import CHUNKED, LAST, UPLOAD, chunk, parsed
 from tests.support.clients import load
 from tests.support.clients.signing import sign
@@ -61,7 +61,7 @@ def test_a_preflight_with_a_body_is_not_waited_for(service: Service) -> None:
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert b"\r\naccess-control-allow-origin: *\r\n" in answer
     assert b"\r\nconnection: close\r\n" in answer
-    assert time.monotonic() - began < pace.LINGER + 3
+    assert time.monotonic() - began < slow_clients.DISCARD_TIMEOUT + 3
 
 
 def test_requests_sent_ahead_wait_at_their_client(service: Service) -> None:
@@ -95,9 +95,9 @@ def test_who_sends_ahead_and_never_reads_is_dropped(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Reckoned from the last answer: before it, a thousand more take as long as they take."""
-    monkeypatch.setattr(pace, "GRACE", 1.0)
+    monkeypatch.setattr(slow_clients, "GRACE_PERIOD", 1.0)
     sent = 0
-    with caplog.at_level("INFO", "service.journal"), socket.socket() as connection:
+    with caplog.at_level("INFO", "service.http.access_log"), socket.socket() as connection:
         for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
             connection.setsockopt(socket.SOL_SOCKET, option, 16 * 1024)
         connection.connect(("127.0.0.1", int(service.url.rsplit(":", 1)[1])))
@@ -107,7 +107,9 @@ def test_who_sends_ahead_and_never_reads_is_dropped(
             while True:
                 sent += connection.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
         until(lambda: port not in server_peers(service.url))
-    answers = [record.created for record in caplog.records if record.name == "service.journal"]
+    answers = [
+        record.created for record in caplog.records if record.name == "service.http.access_log"
+    ]
     waited = time.time() - answers[-2]  # The last one was cut.
     print(f"dropped after {sent >> 10} KiB, {len(answers)} answers, and {waited:.2f} s")
     assert sent < 16 * MIB

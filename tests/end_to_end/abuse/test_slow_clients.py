@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service import pace
+from service.http import slow_clients
 from tests.end_to_end.abuse.latency import in_words, latencies
 from tests.support.clients import load
 from tests.support.clients.malicious import Attack, attacking
@@ -150,7 +150,7 @@ def test_who_trickles_or_never_reads_gives_way(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two uploads hold all there is, until they have had their time."""
-    monkeypatch.setattr(pace, "GRACE", 1.0)
+    monkeypatch.setattr(slow_clients, "GRACE_PERIOD", 1.0)
     service = serve(memory_budget=2 * SMALL_PART, part_size=SMALL_PART, read_timeout="1s")
     request = sleeper(service.url, bytes(SMALL_PART + MIB))
     trickle = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: {SMALL_PART}\r\n\r\n"

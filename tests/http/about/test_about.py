@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from service import pages
+from service.http import about
 from tests.http.about.page import AS_A_BROWSER, BROWSER, conversation
 from tests.support.clients.sockets import raw_request
 from tests.support.fuzz import fuzz
@@ -55,7 +55,7 @@ def test_probes_get_a_line_and_browsers_the_page(service: Service) -> None:
     ],
 )
 def test_what_prefers_html(accept: str, *, wanted: bool) -> None:
-    assert pages.prefers_html(accept) is wanted
+    assert about.prefers_html(accept) is wanted
 
 
 RANGES = st.tuples(
@@ -74,12 +74,12 @@ def test_what_prefers_html_by_weight(ranges: list[tuple[str, str, int | None]]) 
         for name, parameter, weight in ranges
     )
     html, plain = weights.get("text/html", 0), weights.get("text/plain", 0)
-    assert pages.prefers_html(accept) is (html > 0 and html >= plain)
+    assert about.prefers_html(accept) is (html > 0 and html >= plain)
 
 
 @fuzz(st.text(max_size=40) | st.text("text/html;q=01. ,", max_size=40))
 def test_any_accept_is_read(accept: str) -> None:
-    assert not pages.prefers_html(accept) or "text/html" in accept.lower()
+    assert not about.prefers_html(accept) or "text/html" in accept.lower()
 
 
 def test_the_policy_lets_the_one_style_through_and_no_more(service: Service) -> None:
@@ -103,7 +103,7 @@ def test_the_policy_lets_the_one_style_through_and_no_more(service: Service) -> 
 
 
 def page_for(host: str) -> str:
-    return pages.page(host, https=False, limit=1, retention=1, require_hmac=True)
+    return about.page(host, https=False, max_size=1, retention=1, require_hmac=True)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_it_says_https_behind_a_load_balancer(service: Service) -> None:
 
 
 def test_it_tells_this_servers_limits(serve: Serve) -> None:
-    page = pages.page("", https=False, limit=100 << 20, retention=604_800, require_hmac=True)
+    page = about.page("", https=False, max_size=100 << 20, retention=604_800, require_hmac=True)
     for words in ("100\xa0MiB", "7\xa0days", "<code>X-SIGNING-KEY</code>, always"):
         assert words in page
     service = serve(max_bundle_size=1_000_001, retention="1h", require_hmac=False)

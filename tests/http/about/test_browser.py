@@ -204,7 +204,7 @@ def test_another_origin_uploads_fetches_and_deletes(
 ) -> None:
     bundle = "an encrypted bundle"
     proof = sign(KEY, bundle.encode())
-    with caplog.at_level("INFO", logger="service.journal"):
+    with caplog.at_level("INFO", logger="service.http.access_log"):
         sent = elsewhere.fetch(
             f"{service.url}/upload", method="POST", body=bundle, headers={**proof, "X-TTL": "60"}
         )

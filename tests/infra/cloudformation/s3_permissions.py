@@ -2,10 +2,11 @@
 
 import ast
 from collections import defaultdict
+from pathlib import Path
 
 import boto3
 
-from tests.support.repository import ROOT
+from tests.support.repository import ROOT, module_name
 
 SERVICE = ROOT / "service"
 
@@ -40,8 +41,16 @@ ACTIONS = {
 
 def callers(module: str) -> dict[str, set[str]]:
     """IAM actions that a module needs, each with the functions and methods that need it."""
+    return _callers(SERVICE / "s3" / f"{module}.py")
+
+
+def modules() -> set[str]:
+    """Return the modules that call S3, by their dotted names."""
+    return {module_name(path) for path in SERVICE.rglob("*.py") if _callers(path)}
+
+
+def _callers(path: Path) -> dict[str, set[str]]:
     found: dict[str, set[str]] = defaultdict(set)
-    [path] = SERVICE.rglob(f"{module}.py")
     tree = ast.parse(path.read_text())
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -49,11 +58,6 @@ def callers(module: str) -> dict[str, set[str]]:
                 for action in _actions(node):
                     found[action].add(function.name)
     return found
-
-
-def modules() -> set[str]:
-    """Those that call S3."""
-    return {path.stem for path in SERVICE.rglob("[!_]*.py") if callers(path.stem)}
 
 
 def _actions(node: ast.AST) -> set[str]:

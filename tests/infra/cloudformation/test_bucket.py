@@ -10,8 +10,8 @@ from uuid import uuid4
 import pytest
 from pydantic import ValidationError
 
-from service import bucket, check
-from service.client import connect
+from service.s3 import bucket, check
+from service.s3.client import connect
 from service.settings import Settings
 from tests.infra.cloudformation import templates
 from tests.infra.cloudformation.templates import PAIR, Template
@@ -30,10 +30,13 @@ def test_init_bucket_and_check_find_the_bucket_right(
     config = Settings(bucket=f"history-{uuid4()}", prefix=prefix, retention=days * 86_400)
     templates.make_bucket(s3, template, config.bucket)
     assert make_bucket(store, config) == [
-        f"bucket {config.bucket}: is there",
-        f"lifecycle: is right (bundles go after {days + 1} days, abandoned uploads after 1)",
-        "public access: is blocked",
-        "encryption: is on",
+        f"bucket {config.bucket}: exists",
+        (
+            f"lifecycle: unchanged (bundles are removed after {days + 1} days, "
+            "abandoned uploads after 1)"
+        ),
+        "public access: already blocked",
+        "encryption: already on",
     ]
     wrong = [finding for finding in look(store, config) if not finding.ok]
     assert not wrong
@@ -48,7 +51,7 @@ def look(store: Store, config: Settings) -> list[check.Finding]:
 
     async def findings() -> list[check.Finding]:
         async with connect() as client:
-            found = check.examine(
+            found = check.check_bucket(
                 client, bucket=config.bucket, prefix=config.prefix, retention=config.retention
             )
             return [finding async for finding in found]

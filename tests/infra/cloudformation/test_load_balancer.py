@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from starlette.routing import Match
 
-from service import server, storage
-from service.api import ROUTES
-from service.middleware import NormalizePathMiddleware
+from service.http.middleware import NormalizePathMiddleware
+from service.http.routes import ROUTES
+from service.http.server import server
+from service.s3 import storage
 from tests.infra.cloudformation.templates import DEFAULTS, Template, attributes
 
 PRIVATE = {"/metrics", "/readyz"}
@@ -21,7 +22,7 @@ def test_the_load_balancer_waits_longer_than_the_service_but_keeps_connections_s
 ) -> None:
     balancer = attributes(service_template.properties("Balancer")["LoadBalancerAttributes"])
     idle = int(balancer["idle_timeout.timeout_seconds"])
-    assert DEFAULTS.read_timeout + DEFAULTS.queue_timeout < idle < server.KEEP_ALIVE
+    assert DEFAULTS.read_timeout + DEFAULTS.queue_timeout < idle < server.KEEP_ALIVE_TIMEOUT
     targets = service_template.properties("Targets")
     assert targets["HealthCheckPath"] == "/readyz"
     assert targets["HealthCheckTimeoutSeconds"] > storage.PROBE_TIMEOUT

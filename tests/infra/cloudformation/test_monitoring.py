@@ -11,10 +11,10 @@ import pytest
 import yaml
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError
 
-from service import logs
-from service.api import ROUTES
-from service.client import Calls
-from service.metrics import Metrics
+from service.http.routes import ROUTES
+from service.s3.calls import S3Calls
+from service.telemetry import logs
+from service.telemetry.metrics import Metrics
 from tests.infra.cloudformation.templates import DEFAULTS, PAIR, Template
 from tests.support.services.thread import Service
 
@@ -95,8 +95,10 @@ def test_the_log_filters_find_their_lines(
         NoCredentialsError(),
         EndpointConnectionError(endpoint_url="x"),
     ):
-        Calls("history", Metrics()).failed("PutObject", error)
-    logging.getLogger("service.leftovers").info("S3 has removed what was left of failed uploads")
+        S3Calls("history", Metrics()).log_failure("PutObject", error)
+    logging.getLogger("service.bundles.background").info(
+        "S3 has removed what was left of failed uploads"
+    )
     service.fetch(service.upload(b"a bundle"))
     service.http.get("/readyz")
     written: list[dict[str, Any]] = []

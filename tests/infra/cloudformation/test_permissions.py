@@ -2,7 +2,7 @@
 
 import re
 
-from service import bucket, check, storage
+from service.s3 import bucket, check, storage
 from tests.infra.cloudformation import s3_permissions
 from tests.infra.cloudformation.templates import PAIR, Template, statements
 
@@ -15,7 +15,11 @@ def test_the_task_may_do_what_the_code_does_and_no_more(service_template: Templa
     on_bundles, on_bucket = granted["Bundles"], granted["Bucket"]
     assert on_bundles["Resource"] == "<Bucket.Arn>/bundles/*"
     assert on_bucket["Resource"] == "<Bucket.Arn>"
-    assert s3_permissions.modules() == {"storage", "check", "bucket"}
+    assert s3_permissions.modules() == {
+        "service.s3.storage",
+        "service.s3.check",
+        "service.s3.bucket",
+    }
     used = s3_permissions.callers("storage").keys() | s3_permissions.callers("check").keys()
     assert {*on_bundles["Action"], *on_bucket["Action"]} == used
     assert {action for action in used if "Bucket" in action or "Configuration" in action} <= {

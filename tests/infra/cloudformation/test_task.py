@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from service import background, server
+from service.bundles import background
+from service.http.server import server
 from service.settings import Settings
 from tests.infra.cloudformation.templates import DEFAULTS, PAIR, Template, attributes
 from tests.support.repository import ROOT
@@ -60,7 +61,7 @@ def test_memory_fits_the_budget(size: str) -> None:
 def test_a_task_has_the_time_that_it_takes_to_end(service_template: Template) -> None:
     history, _ = service_template.properties("Task")["ContainerDefinitions"]
     draining = DEFAULTS.drain_delay + DEFAULTS.drain_timeout
-    ending = draining + server.LAST_CALL + background.CLEANUP_TIMEOUT
+    ending = draining + server.LAST_REQUESTS + background.CLOSE_TIMEOUT
     assert ending + 10 <= history["StopTimeout"] <= 120, "Fargate gives two minutes at most"
     targets = attributes(service_template.properties("Targets")["TargetGroupAttributes"])
     assert int(targets["deregistration_delay.timeout_seconds"]) >= draining

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from service.api import ROUTES
+from service.http.routes import ROUTES
 from tests.support.repository import ROOT
 
 KUBERNETES = ROOT / "infra" / "kubernetes"

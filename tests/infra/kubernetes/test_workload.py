@@ -3,7 +3,9 @@
 import re
 from typing import Any
 
-from service import background, client, server, storage
+from service.bundles import background
+from service.http.server import server
+from service.s3 import calls, storage
 from service.settings import Settings
 from tests.infra.kubernetes.manifests import DOCKERFILE, paths
 
@@ -56,7 +58,7 @@ def test_the_ingress_lets_bundles_through(objects: dict[str, Any], settings: Set
         name.removeprefix(prefix): value
         for name, value in objects["Ingress"]["metadata"]["annotations"].items()
     }
-    longest = client.CALL_TIMEOUT + settings.part_size / client.SLOWEST
+    longest = calls.CALL_TIMEOUT + settings.part_size / calls.MIN_UPLOAD_RATE
     assert int(notes.pop("proxy-read-timeout")) > longest
     assert int(notes.pop("proxy-send-timeout")) > longest
     assert notes == {
@@ -79,8 +81,8 @@ def test_settings(objects: dict[str, Any], settings: Settings) -> None:
 
 
 def test_a_pod_has_time_to_drain(pod: Any, container: Any, settings: Settings) -> None:
-    drained = settings.drain_delay + server.LAST_CALL + settings.drain_timeout
-    assert pod["spec"]["terminationGracePeriodSeconds"] >= drained + background.CLEANUP_TIMEOUT
+    drained = settings.drain_delay + server.LAST_REQUESTS + settings.drain_timeout
+    assert pod["spec"]["terminationGracePeriodSeconds"] >= drained + background.CLOSE_TIMEOUT
     # A hook would have to be counted.
     assert "lifecycle" not in container
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from service.middleware import RESPONSE_HEADERS
-from service.problems import STATUS
+from service.http.middleware import RESPONSE_HEADERS
+from service.http.problems import STATUS
 from service.settings import Settings
 from tests.infra.nginx.certificates import make_certificate
 from tests.infra.stack.nginx import NGINX, command, configure, find_nginx

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service import client
+from service.s3 import retries
 from tests.support.polling import until
 from tests.support.proxy import Proxy
 from tests.support.services.thread import SMALL_PART, Service, running_service
@@ -17,7 +17,7 @@ PART = SMALL_PART
 @pytest.fixture(scope="package")
 def shared(store: Store, s3: Any) -> Iterator[tuple[Service, Proxy]]:
     with pytest.MonkeyPatch.context() as patch, Proxy(store.endpoint_url) as proxy:
-        patch.setattr(client, "BACKOFF", 0.1)
+        patch.setattr(retries, "MAX_BACKOFF", 0.1)
         with running_service(store, s3, endpoint_url=proxy.url, part_size=PART) as service:
             yield service, proxy
 

@@ -3,8 +3,8 @@
 import httpx
 import pytest
 
-from service import client
-from service.bodies import RESUMPTIONS
+from service.s3 import retries
+from service.s3.bodies import MAX_RESUMES
 from tests.s3.faults.failures import DOWN, LARGE, REFUSED, SMALL, operations
 from tests.support.clients.signing import sign
 from tests.support.polling import until
@@ -61,7 +61,7 @@ def test_s3_breaking_off_after_the_status_line_cuts_the_connection(
         assert answer.status_code == 200
         with pytest.raises(httpx.RemoteProtocolError, match="peer closed connection"):
             answer.read()
-    assert operations(proxy).count("GetObject") == 2 + RESUMPTIONS
+    assert operations(proxy).count("GetObject") == 2 + MAX_RESUMES
     until(lambda: proxy.open_connections <= 1)
 
 
@@ -129,9 +129,11 @@ def test_a_bundle_that_is_deleted_while_its_body_is_resumed(
 
 
 def test_seven_refusals_in_a_row_go_unnoticed(proxied: Service, proxy: Proxy) -> None:
-    proxy.faults.append(Fault("PutObject", Respond(503, "SlowDown"), times=client.ATTEMPTS - 1))
+    proxy.faults.append(
+        Fault("PutObject", Respond(503, "SlowDown"), times=retries.MAX_ATTEMPTS - 1)
+    )
     assert proxied.fetch(proxied.upload(SMALL), sign(KEY, SMALL)).content == SMALL
-    assert operations(proxy).count("PutObject") == client.ATTEMPTS
+    assert operations(proxy).count("PutObject") == retries.MAX_ATTEMPTS
 
 
 def test_a_bundle_deleted_between_the_two_reads(proxied: Service, proxy: Proxy) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service import client
+from service.s3 import calls, client
 from tests.s3.faults.failures import LARGE, SMALL, nothing_left, operations
 from tests.support.clients.signing import random_bytes, sign
 from tests.support.clients.sockets import dial
@@ -30,8 +30,8 @@ PART = SMALL_PART
 def test_a_call_to_s3_is_bounded_also_where_it_takes_no_body(
     store: Store, s3: Any, monkeypatch: pytest.MonkeyPatch, bundle: bytes
 ) -> None:
-    monkeypatch.setattr(client, "CALL_TIMEOUT", 0.5)
-    monkeypatch.setattr(client, "SLOWEST", 100 << 20)
+    monkeypatch.setattr(calls, "CALL_TIMEOUT", 0.5)
+    monkeypatch.setattr(calls, "MIN_UPLOAD_RATE", 100 << 20)
     with (
         Proxy(store.endpoint_url) as proxy,
         running_service(store, s3, endpoint_url=proxy.url, part_size=PART) as service,

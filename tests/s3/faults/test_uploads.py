@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service import client, leftovers
+from service.bundles import background
+from service.s3 import retries
 from tests.s3.faults.failures import (
     DOWN,
     LARGE,
@@ -89,7 +90,7 @@ def test_a_cause_is_logged_once_with_what_to_do_and_no_id(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(client, "BACKOFF", 0.1)
+    monkeypatch.setattr(retries, "MAX_BACKOFF", 0.1)
     with Proxy(store.endpoint_url) as proxy:
         service = serve(endpoint_url=proxy.url)
         bundle_id = service.upload(SMALL)
@@ -102,7 +103,7 @@ def test_a_cause_is_logged_once_with_what_to_do_and_no_id(
             proxy.faults.clear()
         assert service.fetch(bundle_id, sign(KEY, SMALL)).status_code == 200
     [refused, unreachable] = [
-        record.getMessage() for record in caplog.records if record.name == "service.client"
+        record.getMessage() for record in caplog.records if record.name == "service.s3.calls"
     ]
     assert refused.startswith("S3 refuses GetObjectTagging: AccessDenied; check the credentials")
     assert unreachable.startswith("S3 cannot be reached for GetObjectTagging: ")
@@ -126,7 +127,7 @@ def test_what_cannot_be_undone_is_undone_as_soon_as_it_can_be(
     The service is one that has nothing left to remove from before, and has not said so yet.
     """
     service = serve(endpoint_url=proxy.url, part_size=PART)
-    monkeypatch.setattr(leftovers, "LONGEST_PAUSE", leftovers.FIRST_PAUSE)
+    monkeypatch.setattr(background, "MAX_BACKOFF", background.MIN_BACKOFF)
     asked = Fault("ListMultipartUploads", REFUSED, times=None)
     proxy.faults += [asked, Fault("DeleteObject", REFUSED, times=None)]
     proxy.faults.append(Fault("PutObjectTagging", REFUSED, times=2))
@@ -136,7 +137,7 @@ def test_what_cannot_be_undone_is_undone_as_soon_as_it_can_be(
     assert len(service.objects()) == 2
     proxy.faults.clear()
     until(lambda: nothing_left(service))
-    assert caplog.text.count("it is asked until it does") == 1
+    assert caplog.text.count("retrying until it does") == 1
 
 
 def test_what_an_outage_leaves_is_removed_after_it(proxied: Service, proxy: Proxy) -> None:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from random import Random, SystemRandom
 from typing import TypeVar
 
-from service.budget import SLOT
-from service.client import ATTEMPTS
+from service.bundles.memory import SLOT_SIZE
+from service.s3.retries import MAX_ATTEMPTS
 from tests.support.clients.transfers import (
     Bundle,
     Claimed,
@@ -52,8 +52,8 @@ OPERATIONS = (
 """All that a service that runs asks of S3."""
 
 NOT_FOUND = Respond(404, "NoSuchBucket"), Respond(404, "NoSuchUpload")
-TIMES = 1, 1, 2, ATTEMPTS, 2 * ATTEMPTS
-EDGES = [SLOT, SLOT, SMALL_PART, 2 * SMALL_PART]
+TIMES = 1, 1, 2, MAX_ATTEMPTS, 2 * MAX_ATTEMPTS
+EDGES = [SLOT_SIZE, SLOT_SIZE, SMALL_PART, 2 * SMALL_PART]
 
 
 KINDS: Mapping[Kind, int] = {
@@ -93,7 +93,7 @@ def size(dice: Random) -> int:
         case "small":
             return dice.randint(1, 5_000)
         case "medium":
-            return dice.randint(SLOT, 4 * SLOT)
+            return dice.randint(SLOT_SIZE, 4 * SLOT_SIZE)
         case "edge":
             return dice.choice(EDGES) + dice.randint(-1, 1)
     return dice.randint(SMALL_PART, 3 * SMALL_PART)

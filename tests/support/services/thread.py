@@ -11,10 +11,12 @@ from typing import Any, Protocol
 
 import httpx
 
-from service import bucket, server
 from service.app import create_app
-from service.client import connect
-from service.readiness import Drain
+from service.drain import Drain
+from service.http.server import server
+from service.http.server.listener import listen
+from service.s3 import bucket
+from service.s3.client import connect
 from service.settings import Settings
 from tests.support.key_leaks import LEAKS
 from tests.support.stores import Store
@@ -111,7 +113,7 @@ def make_bucket(store: Store, settings: Settings) -> list[str]:
 
     async def prepare() -> list[str]:
         async with connect(settings.region) as client:
-            lines = bucket.prepare(
+            lines = bucket.initialize(
                 client,
                 bucket=settings.bucket,
                 prefix=settings.prefix,
@@ -139,7 +141,7 @@ def running_service(
     drain = Drain()
     app = create_app(config, drain=drain, clock=clock or time.time)
     started = threading.Event()
-    with server.listen("127.0.0.1", 0) as listener:
+    with listen("127.0.0.1", 0) as listener:
         running = server.Server(
             app,
             listener,

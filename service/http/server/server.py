@@ -1,0 +1,123 @@
+"""The server process: uvicorn with a graceful shutdown that loses no request."""
+
+import asyncio
+import math
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from service.drain import Drain
+from service.http.server.connection import BufferedReader, Connection
+
+KEEP_ALIVE_TIMEOUT = 75
+"""Seconds that an idle connection is kept open: longer than load balancers do (60)."""
+
+LAST_REQUESTS = 0.5
+"""Seconds after closing the listener in which requests are still accepted."""
+
+READ_SIZE = 256 * 1024
+"""Bytes of a body that are read at a time."""
+
+
+class Server(uvicorn.Server):
+    """Serves `app` on `listener` until SIGTERM or SIGINT; calls `ready` once it responds.
+
+    After the signal, `drain` says that the process drains, but requests are accepted for another
+    `drain_delay`, until load balancers have noticed. Then running requests have `drain_timeout` to
+    finish. A second signal ends the process at once. `read_timeout` is how long a client may take
+    to receive a byte of its response. All times are in seconds.
+    """
+
+    def __init__(  # noqa: PLR0913 - the settings, each by its name
+        self,
+        app: ASGIApp,
+        listener: socket.socket,
+        drain: Drain,
+        *,
+        drain_delay: float,
+        drain_timeout: int,
+        read_timeout: float,
+        ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=self._connection,  # type: ignore[arg-type]
+                loop="uvloop",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE_TIMEOUT,
+                timeout_graceful_shutdown=drain_timeout,
+            )
+        )
+        self._buffer = memoryview(bytearray(READ_SIZE))
+        self._listener = listener
+        self._read_timeout = read_timeout
+        self._ready = ready
+        self._drain = drain
+        self._drain_delay = drain_delay
+        self._drained_at = math.inf
+        self._accepting: list[asyncio.Task[Any]] = []
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        super().run(sockets or [self._listener])
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """Start draining; on a second signal, end at once. The exit code stays 0.
+
+        uvicorn's own handler raises the signal again after shutdown, which changes the exit code.
+        """
+        if self._drain.begun:
+            self.force_exit = self.should_exit = True
+        self._drain.begun = True
+        self._drained_at = min(self._drained_at, time.monotonic() + self._drain_delay)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listener, serve everyone who is already connected, then shut uvicorn down."""
+        if self._drain_delay and not self.force_exit:
+            self._accept_backlog()
+            for server in self.servers:
+                server.close()
+            await asyncio.sleep(LAST_REQUESTS)
+        self._drain.refusing = True
+        await super().shutdown(sockets)
+
+    def _accept_backlog(self) -> None:
+        """Accept the connections in the listener's backlog, which the kernel would reset."""
+        loop = asyncio.get_running_loop()
+        protocol = partial(
+            self._connection,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        with suppress(BlockingIOError):
+            while True:
+                connection, _ = self._listener.accept()
+                self._accepting.append(
+                    loop.create_task(loop.connect_accepted_socket(protocol, connection))
+                )
+
+    def _connection(self, **arguments: Any) -> BufferedReader:
+        connection = Connection(**arguments, read_timeout=self._read_timeout)
+        return BufferedReader(connection, self._buffer)
+
+    async def on_tick(self, counter: int) -> bool:
+        ending = await super().on_tick(counter) or time.monotonic() >= self._drained_at
+        self._drain.begun = self._drain.begun or ending
+        return ending

@@ -1,0 +1,163 @@
+"""Calls to S3: each has a timeout, is counted, and has its errors translated.
+
+This module alone turns errors of botocore and aiohttp into this service's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import aiohttp
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+)
+from botocore.exceptions import ConnectionError as BotoConnectionError
+
+from service.errors import NotFound, StorageUnavailable
+from service.telemetry import timing
+from service.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from aiobotocore.response import StreamingBody
+
+_log = logging.getLogger(__name__)
+
+CALL_TIMEOUT = 30.0
+"""Seconds that a call may take with all its attempts, not counting the time for its body."""
+
+MIN_UPLOAD_RATE = 128 * 1024
+"""Bytes per second. A call that sends a body may take longer by its size at this rate."""
+
+LOG_INTERVAL = 60.0
+"""Seconds until the same problem with S3 is logged again."""
+
+NETWORK_ERRORS = (BotoConnectionError, HTTPClientError, IncompleteReadError)
+"""botocore's errors that are not about its settings or credentials."""
+
+_NO_RESPONSE = (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError)
+"""What botocore and aiohttp raise if S3 sent no response, or an incomplete one."""
+
+_ABSENT = {"NoSuchKey", "PreconditionFailed", "412"}
+"""S3's error codes if there is no such object, or none with the ETag in If-Match."""
+
+_ABSENT_ON_HEAD = {"404"}
+"""A response to HEAD has no body, so only its status tells. Elsewhere a bare 404 is not S3's."""
+
+_UNREACHABLE = "S3 cannot be reached"
+_CODES_ON_HEAD = {"403": "AccessDenied", "404": "NoSuchBucket"}
+_REMEDIES = {
+    "NoSuchBucket": "create the bucket {bucket} with init-bucket, or set HISTORY_BUCKET to another",
+    "RequestTimeTooSkewed": "set this machine's clock",
+    _UNREACHABLE: "check AWS_ENDPOINT_URL_S3 and the network",
+}
+_DEFAULT_REMEDY = "check the credentials and their permissions on the bucket {bucket}"
+
+
+class BodyInterrupted(Exception):
+    """A response body ended early. The bytes read before are valid."""
+
+
+class S3Calls:
+    """Makes every call to S3. The name of the `bucket` appears in log lines about problems."""
+
+    def __init__(self, bucket: str, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self._bucket = bucket
+        self._next_log: dict[str, float] = {}
+
+    @asynccontextmanager
+    async def call(
+        self,
+        operation: str,
+        *,
+        limit: float | None = None,
+        size: int = 0,
+        may_be_absent: bool = False,
+    ) -> AsyncIterator[None]:
+        """Run one call, with a timeout of `limit` seconds plus the time for a body of `size` bytes.
+
+        The default limit is `CALL_TIMEOUT`.
+
+        If the object does not exist, raises `NotFound` for a call that `may_be_absent`. Raises
+        `StorageUnavailable` for everything else that goes wrong.
+        """
+        started, outcome = time.monotonic(), "failed"
+        try:
+            with timing.measure("s3"):
+                async with asyncio.timeout((limit or CALL_TIMEOUT) + size / MIN_UPLOAD_RATE):
+                    yield
+            outcome = "ok"
+        except ClientError as error:
+            absent = _ABSENT_ON_HEAD if operation == "HeadObject" else _ABSENT
+            if may_be_absent and error_code(error) in absent:
+                outcome = "absent"
+                raise NotFound from error
+            if error_status(error) < HTTPStatus.INTERNAL_SERVER_ERROR:
+                outcome = "refused"
+            self.log_failure(operation, error)
+            raise StorageUnavailable from error
+        except _NO_RESPONSE as error:
+            self.log_failure(operation, error)
+            raise StorageUnavailable from error
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        finally:
+            seconds = time.monotonic() - started
+            self.metrics.s3.labels(operation, outcome).observe(seconds)
+
+    async def read_chunk(self, body: StreamingBody) -> bytes:
+        """Return the next bytes of a body that is not at its end. Raises `BodyInterrupted`.
+
+        Reads from aiohttp's stream, because aiobotocore's cuts every chunk to size and copies it.
+        """
+        try:
+            with timing.measure("s3"):
+                chunk: bytes = (await body.content.readchunk())[0]
+                # aiohttp returns an empty chunk where a chunk of the HTTP encoding ends.
+                while not chunk and not body.content.at_eof():
+                    chunk = (await body.content.readchunk())[0]
+        except _NO_RESPONSE as error:
+            raise BodyInterrupted from error
+        if not chunk:
+            raise BodyInterrupted
+        return chunk
+
+    def log_failure(self, operation: str, error: BaseException) -> None:
+        """Log a problem with S3, at most once in `LOG_INTERVAL` for each cause.
+
+        Only the type of the error is logged: its text may contain the URL with a bundle's id.
+        """
+        if isinstance(error, ClientError):
+            cause = _CODES_ON_HEAD.get(error_code(error), error_code(error))
+            message = f"S3 refuses {operation}: {cause}"
+        elif isinstance(error, BotoCoreError) and not isinstance(error, NETWORK_ERRORS):
+            cause = type(error).__name__
+            message = f"S3 client cannot send {operation}: {cause}"
+        else:
+            cause = _UNREACHABLE
+            message = f"{_UNREACHABLE} for {operation}: {type(error).__name__}"
+        now = time.monotonic()
+        if now >= self._next_log.get(cause, 0.0):
+            self._next_log[cause] = now + LOG_INTERVAL
+            remedy = _REMEDIES.get(cause, _DEFAULT_REMEDY).format(bucket=self._bucket)
+            _log.warning("%s; %s", message, remedy)
+
+
+def error_code(error: ClientError) -> str:
+    """Return S3's error code, or the HTTP status if the response has no code."""
+    return str(error.response.get("Error", {}).get("Code"))
+
+
+def error_status(error: ClientError) -> int:
+    """Return the HTTP status of an S3 error."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

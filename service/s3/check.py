@@ -1,0 +1,298 @@
+"""The `check` command: reports what is right and wrong with the bucket. It changes nothing.
+
+It needs the IAM actions of the service, which it tries on an object of its own, and
+s3:GetLifecycleConfiguration, s3:GetBucketPublicAccessBlock and s3:GetBucketVersioning for the
+bucket's configuration.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from service.bundles.record import lifecycle_days
+from service.s3.calls import NETWORK_ERRORS, error_code, error_status
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+    from types_aiobotocore_s3.type_defs import LifecycleRuleOutputTypeDef
+
+MAX_CLOCK_SKEW = 60.0
+"""Seconds that this machine's clock may differ from S3's. From 900 s, S3 refuses requests."""
+
+_CREDENTIALS = ("credentials", "refused", "set an access key and the secret that belongs to it")
+_REGION = ("region", "not the bucket's region", "set AWS_DEFAULT_REGION to the bucket's region")
+_CONNECTION_PROBLEMS = {
+    "InvalidAccessKeyId": _CREDENTIALS,
+    "SignatureDoesNotMatch": _CREDENTIALS,
+    "InvalidToken": _CREDENTIALS,
+    "ExpiredToken": ("credentials", "expired", "renew them"),
+    "PermanentRedirect": _REGION,
+    "AuthorizationHeaderMalformed": _REGION,
+    "NoSuchBucket": (
+        "bucket",
+        "does not exist",
+        "run init-bucket, or set HISTORY_BUCKET to another",
+    ),
+    "RequestTimeTooSkewed": ("clock", "too far off for S3", "set this machine's clock"),
+}
+_DENIED = ("s3:ListBucket", "denied", "allow it to these credentials, or use others")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check: its subject and a message, and for a problem what to do about it."""
+
+    subject: str
+    message: str
+    remedy: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.remedy is None
+
+
+async def check_bucket(
+    client: S3Client,
+    *,
+    bucket: str,
+    prefix: str,
+    retention: int,
+    clock: Callable[[], float] = time.time,
+) -> AsyncIterator[Finding]:
+    """Yield a finding for everything that the service needs of its bucket.
+
+    If the bucket cannot be reached, there is one finding, which says why.
+    """
+    try:
+        response = await client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+    except (ClientError, BotoCoreError) as error:
+        yield _connection_problem(error, client)
+        return
+    headers = response["ResponseMetadata"]["HTTPHeaders"]
+    yield Finding("endpoint", f"{client.meta.endpoint_url} responds")
+    yield Finding("credentials", "accepted")
+    yield Finding("bucket", f"{bucket} exists")
+    yield await _check_region(client, bucket)
+    yield _check_clock(headers, clock())
+    async for finding in _check_permissions(client, bucket, f"{prefix}{uuid4()}"):
+        yield finding
+    for subject, check in _CONFIGURATION_CHECKS.items():
+        try:
+            yield await check(client, bucket, prefix, retention)
+        except ClientError as error:
+            yield _unreadable(subject, error)
+
+
+def _connection_problem(error: Exception, client: S3Client) -> Finding:
+    """Say why the bucket cannot be reached."""
+    if isinstance(error, ClientError):
+        code = error_code(error)
+        subject, message, remedy = _CONNECTION_PROBLEMS.get(code, _DENIED)
+        return Finding(subject, f"{message} ({code})", remedy)
+    kind = type(error).__name__
+    if isinstance(error, NETWORK_ERRORS):
+        message = f"{client.meta.endpoint_url} cannot be reached ({kind})"
+        return Finding("endpoint", message, "check AWS_ENDPOINT_URL_S3 and the network")
+    remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
+    return Finding("credentials", f"missing or unusable ({kind})", remedy)
+
+
+async def _check_region(client: S3Client, bucket: str) -> Finding:
+    """Compare the client's region with the bucket's, if the store tells the bucket's region."""
+    ours, actual = client.meta.region_name, None
+    with suppress(ClientError):
+        actual = (await client.head_bucket(Bucket=bucket)).get("BucketRegion")
+    if actual is None or ours in {actual, "aws-global"}:
+        return Finding("region", ours)
+    remedy = f"set AWS_DEFAULT_REGION={actual}: until then every request is redirected"
+    return Finding("region", f"{ours}, but the bucket is in {actual}", remedy)
+
+
+def _check_clock(headers: Mapping[str, str], now: float) -> Finding:
+    try:
+        skew = now - parsedate_to_datetime(headers.get("date", "")).timestamp()
+    except ValueError:
+        return Finding("clock", "S3 sends no date to compare with")
+    message = f"{abs(skew):.0f} s {'ahead of' if skew > 0 else 'behind'} S3"
+    if abs(skew) <= MAX_CLOCK_SKEW:
+        return Finding("clock", message)
+    remedy = (
+        "set this machine's clock: it decides when bundles expire, and S3 refuses requests from a "
+        "clock that is 15 minutes off"
+    )
+    return Finding("clock", message, remedy)
+
+
+class _Probe:
+    """An object and a multipart upload on which every permission is tried.
+
+    It has no tags, so it is not a bundle. The last of the attempts removes it.
+    """
+
+    def __init__(self, client: S3Client, bucket: str, key: str) -> None:
+        self._client = client
+        self._location: Any = {"Bucket": bucket, "Key": key}
+        self._upload_id = ""
+
+    async def put(self) -> None:
+        await self._client.put_object(**self._location, Body=b"probe")
+
+    async def put_tags(self) -> None:
+        tags: Any = {"TagSet": [{"Key": "probe", "Value": "probe"}]}
+        await self._client.put_object_tagging(**self._location, Tagging=tags)
+
+    async def get_tags(self) -> None:
+        await self._client.get_object_tagging(**self._location)
+
+    async def get(self) -> None:
+        async with (await self._client.get_object(**self._location))["Body"] as body:
+            await body.read()
+
+    async def create_upload(self) -> None:
+        created = await self._client.create_multipart_upload(**self._location)
+        self._upload_id = created["UploadId"]
+
+    async def list_uploads(self) -> None:
+        await self._client.list_multipart_uploads(
+            Bucket=self._location["Bucket"], Prefix=self._location["Key"]
+        )
+
+    async def abort_upload(self) -> None:
+        await self._client.abort_multipart_upload(**self._location, UploadId=self._upload_id)
+
+    async def delete(self) -> None:
+        await self._client.delete_object(**self._location)
+
+    async def head_missing(self) -> None:
+        """Without s3:ListBucket, S3 answers 403 for an object that does not exist."""
+        try:
+            await self._client.head_object(**self._location)
+        except ClientError as error:
+            if error_status(error) != HTTPStatus.NOT_FOUND:
+                raise
+
+
+_ATTEMPTS = (
+    ("s3:PutObject", _Probe.put, None),
+    ("s3:PutObjectTagging", _Probe.put_tags, _Probe.put),
+    ("s3:GetObjectTagging", _Probe.get_tags, _Probe.put),
+    ("s3:GetObject", _Probe.get, _Probe.put),
+    ("s3:PutObject (multipart)", _Probe.create_upload, None),
+    ("s3:ListBucketMultipartUploads", _Probe.list_uploads, None),
+    ("s3:AbortMultipartUpload", _Probe.abort_upload, _Probe.create_upload),
+    ("s3:DeleteObject", _Probe.delete, None),
+    ("s3:ListBucket", _Probe.head_missing, _Probe.delete),
+)
+"""IAM actions, how each one is tried, and which attempt must have succeeded before."""
+
+
+async def _check_permissions(client: S3Client, bucket: str, key: str) -> AsyncIterator[Finding]:
+    probe, succeeded = _Probe(client, bucket, key), set[object]()
+    for action, attempt, prerequisite in _ATTEMPTS:
+        if prerequisite is not None and prerequisite not in succeeded:
+            continue
+        try:
+            await attempt(probe)
+        except (ClientError, BotoCoreError) as error:
+            code = error_code(error) if isinstance(error, ClientError) else type(error).__name__
+            remedy = f"allow it on {bucket} in the credentials' policies and in the bucket's"
+            if attempt in {_Probe.delete, _Probe.abort_upload}:
+                remedy += f"; the lifecycle removes the probe {key}"
+            yield Finding(action, f"denied ({code})", remedy)
+        else:
+            succeeded.add(attempt)
+            yield Finding(action, "allowed")
+
+
+async def _check_lifecycle(client: S3Client, bucket: str, prefix: str, retention: int) -> Finding:
+    """Check that S3 removes bundles, and none before it expires."""
+    days, rules = lifecycle_days(retention), list[Any]()
+    try:
+        rules = (await client.get_bucket_lifecycle_configuration(Bucket=bucket))["Rules"]
+    except ClientError as error:
+        if error_code(error) != "NoSuchLifecycleConfiguration":
+            raise
+    relevant = [
+        rule
+        for rule in rules
+        if rule["Status"] == "Enabled" and _covers(_prefix_of(rule), prefix, partly=True)
+    ]
+    expirations = [rule["Expiration"].get("Days", 0) for rule in relevant if "Expiration" in rule]
+    covering = [rule for rule in relevant if _covers(_prefix_of(rule), prefix)]
+    problem = None
+    if any(expiration < days for expiration in expirations):
+        problem = (
+            f"bundles are removed after {min(expirations)} days, but have to be kept for "
+            f"{retention / 86_400:g}"
+        )
+    elif not any("Expiration" in rule for rule in covering):
+        problem = f"no rule removes the objects under {prefix}"
+    elif not any("AbortIncompleteMultipartUpload" in rule for rule in covering):
+        problem = "no rule aborts abandoned multipart uploads"
+    if problem is None:
+        return Finding("lifecycle", f"bundles are removed after {min(expirations)} days")
+    remedy = "run init-bucket, and make conflicting rules of others longer"
+    return Finding("lifecycle", problem, remedy)
+
+
+def _prefix_of(rule: LifecycleRuleOutputTypeDef) -> str:
+    filters: Any = rule.get("Filter", {})
+    return str(
+        filters.get("Prefix") or filters.get("And", {}).get("Prefix") or rule.get("Prefix", "")
+    )
+
+
+def _covers(rule: str, prefix: str, *, partly: bool = False) -> bool:
+    """Return whether a rule's prefix covers all keys of `prefix`, or with `partly` some of them."""
+    return prefix.startswith(rule) or (partly and rule.startswith(prefix))
+
+
+async def _check_public_access(client: S3Client, bucket: str, *_: object) -> Finding:
+    try:
+        response = await client.get_public_access_block(Bucket=bucket)
+    except ClientError as error:
+        if error_code(error) != "NoSuchPublicAccessBlockConfiguration":
+            raise
+        flags: Mapping[str, Any] = {}
+    else:
+        flags = response["PublicAccessBlockConfiguration"]
+    required = ("IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
+    if missing := [name for name in required if not flags.get(name)]:
+        return Finding("public access", f"{missing[0]} is not set", "run init-bucket")
+    return Finding("public access", "blocked")
+
+
+async def _check_versioning(client: S3Client, bucket: str, *_: object) -> Finding:
+    status = (await client.get_bucket_versioning(Bucket=bucket)).get("Status")
+    if status == "Enabled":
+        remedy = "suspend it: deleted and expired bundles would be kept as old versions"
+        return Finding("versioning", "on", remedy)
+    return Finding("versioning", "off")
+
+
+_CONFIGURATION_CHECKS: Mapping[str, Callable[[S3Client, str, str, int], Awaitable[Finding]]] = {
+    "lifecycle": _check_lifecycle,
+    "public access": _check_public_access,
+    "versioning": _check_versioning,
+}
+
+
+def _unreadable(subject: str, error: ClientError) -> Finding:
+    """Report a configuration that the store does not have or does not show."""
+    code = error_code(error)
+    if error_status(error) == HTTPStatus.FORBIDDEN:
+        remedy = (
+            "allow these credentials s3:GetLifecycleConfiguration, s3:GetBucketPublicAccessBlock "
+            "and s3:GetBucketVersioning, or check it yourself"
+        )
+        return Finding(subject, f"may not be read ({code})", remedy)
+    return Finding(subject, f"not offered by this store ({code})")

@@ -1,0 +1,133 @@
+"""The S3 client of the process: its connections and its configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import aioboto3
+import aiohttp
+from aiobotocore.config import AioConfig
+from aiobotocore.httpsession import AIOHTTPSession
+from aiobotocore.session import AioSession
+from botocore.exceptions import BotoCoreError, ReadTimeoutError
+from botocore.handlers import add_expect_header
+from botocore.loaders import Loader
+
+from service.errors import SettingsError
+from service.s3 import calls
+from service.s3.retries import configure_retries
+from service.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+
+READ_TIMEOUT = 10.0
+"""Seconds. A request fails if S3 neither sends nor accepts a byte for this long."""
+
+CLIENT_CONFIG: dict[str, Any] = {
+    "connect_timeout": 5,
+    "read_timeout": READ_TIMEOUT,
+    "retries": {"mode": "standard"},
+    # Ceph answers 400 to checksum trailers.
+    "request_checksum_calculation": "when_required",
+    "response_checksum_validation": "when_required",
+    "parameter_validation": False,
+    # TLS protects the body, as it does for downloads. Hashing each part takes 10 % of the CPU time.
+    "s3": {"payload_signing_enabled": False},
+}
+"""botocore's configuration."""
+
+
+@asynccontextmanager
+async def connect(
+    region: str | None = None, *, connections: int = 10, metrics: Metrics | None = None
+) -> AsyncIterator[S3Client]:
+    """Open the S3 client of the process. Except for `region`, botocore's own settings apply.
+
+    The pool holds up to `connections`. It has to be large enough that no transfer waits for a
+    connection; a transfer uses up to two. Raises `SettingsError` if botocore's settings are wrong.
+    """
+    config = AioConfig(**CLIENT_CONFIG, http_session_cls=_Session, max_pool_connections=connections)
+    async with AsyncExitStack() as stack:
+        try:
+            models = AioSession()
+            models.register_component("data_loader", _Loader())
+            session = aioboto3.Session(region_name=region, botocore_session=models)
+            client = await stack.enter_async_context(session.client("s3", config=config))
+        except (BotoCoreError, ValueError) as error:
+            raise SettingsError([f"AWS's settings: {error}"]) from error
+        # Expect: 100-continue costs a round trip for each body, and some stores do not answer it.
+        client.meta.events.unregister("before-call.s3", add_expect_header)
+        # botocore computes its User-Agent twice per request, which takes 8 % of a small upload.
+        agent = client._user_agent_creator  # noqa: SLF001
+        agent.to_string = partial(str, agent.to_string())
+        configure_retries(client, metrics)
+        yield client
+
+
+class _Loader(Loader):
+    """Loads botocore's models without the object key among the parameters of the endpoint rules.
+
+    No rule uses the key. With it, the cache of resolved endpoints never matches, because every
+    bundle has a new key, and each call takes 0.6 ms longer.
+    """
+
+    def load_service_model(
+        self, service_name: str, type_name: str, api_version: str | None = None
+    ) -> Any:
+        model = super().load_service_model(service_name, type_name, api_version)
+        if type_name != "endpoint-rule-set-1":
+            return model
+        used = {name: value for name, value in model["parameters"].items() if name != "Key"}
+        return {**model, "parameters": used}
+
+
+class _Session(AIOHTTPSession):
+    """Adds a timeout for sending a request body. A request that times out is retried.
+
+    aiohttp's read timeout starts only after the body has been sent. After a timeout, aiohttp closes
+    the connection, but closing waits until all data is sent: so the kernel has a timeout too.
+    """
+
+    def __init__(self, *, connector_args: Mapping[str, Any], **arguments: Any) -> None:
+        connector_args = {**connector_args, "socket_factory": _socket}
+        super().__init__(connector_args=connector_args, **arguments)
+
+    async def send(self, request: Any) -> Any:
+        body = request.body
+        if not isinstance(body, AsyncIterable):
+            return await super().send(request)
+        try:
+            async with asyncio.timeout(READ_TIMEOUT) as deadline:
+                request.body = _extend_timeout(body, deadline)
+                return await super().send(request)
+        except TimeoutError as error:
+            raise ReadTimeoutError(endpoint_url=request.url) from error
+        finally:
+            request.body = body
+
+
+def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    connection = socket.socket(*address[:3])
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        milliseconds = int(calls.CALL_TIMEOUT * 1000)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+    return connection
+
+
+async def _extend_timeout(
+    body: AsyncIterable[Any], deadline: asyncio.Timeout
+) -> AsyncIterator[Any]:
+    """Yield a body, with `READ_TIMEOUT` for each of its chunks."""
+    loop = asyncio.get_running_loop()
+    async for chunk in body:
+        with suppress(RuntimeError):  # S3 has already responded.
+            deadline.reschedule(loop.time() + READ_TIMEOUT)
+        yield chunk
+    with suppress(RuntimeError):
+        deadline.reschedule(None)

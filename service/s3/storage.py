@@ -1,0 +1,195 @@
+"""Bundles as S3 objects.
+
+A bundle is the object `{prefix}{uuid}`, and its record is stored in the object's tags. This needs
+the IAM actions s3:PutObject (also for multipart uploads), s3:PutObjectTagging, s3:GetObject,
+s3:GetObjectTagging, s3:DeleteObject, s3:AbortMultipartUpload, and on the bucket
+s3:ListBucketMultipartUploads and s3:ListBucket. Without s3:ListBucket, S3 answers 403 instead of
+404 for an object that does not exist. All S3 features used here work on AWS, LocalStack, Ceph RGW,
+MinIO and moto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing, suppress
+from functools import partial
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+from uuid import UUID
+
+from service.bundles.ranges import ObjectStat
+from service.errors import NotFound, StorageUnavailable
+from service.s3.bodies import ObjectBody, PartBody, body_range, object_stat
+from service.s3.calls import S3Calls
+
+if TYPE_CHECKING:
+    from types_aiobotocore_s3 import S3Client
+    from types_aiobotocore_s3.type_defs import GetObjectOutputTypeDef, GetObjectRequestTypeDef
+
+PROBE_TIMEOUT = 2.0
+"""Seconds that HeadBucket may take when the readiness check calls it."""
+
+_ABORT_ATTEMPTS = 5
+
+
+class S3Storage:
+    """Implements `bundles.service.Storage` in one bucket."""
+
+    def __init__(self, client: S3Client, calls: S3Calls, *, bucket: str, prefix: str) -> None:
+        self._client = client
+        self._calls = calls
+        self._bucket = bucket
+        self._prefix = prefix
+
+    async def probe(self) -> None:
+        """HeadBucket. Raises `StorageUnavailable` if the bucket cannot be used."""
+        async with self._calls.call("HeadBucket", limit=PROBE_TIMEOUT):
+            await self._client.head_bucket(Bucket=self._bucket)
+
+    def _key(self, bundle_id: UUID) -> str:
+        return f"{self._prefix}{bundle_id}"
+
+    async def put(self, bundle_id: UUID, body: memoryview, tags: Mapping[str, str]) -> None:
+        """PutObject with tags."""
+        with closing(PartBody(body)) as part:
+            async with self._calls.call("PutObject", size=len(body)):
+                await self._client.put_object(
+                    Bucket=self._bucket,
+                    Key=self._key(bundle_id),
+                    Body=part,  # type: ignore[arg-type]
+                    ContentType="application/octet-stream",
+                    Tagging=urlencode(tags),
+                )
+
+    async def create_upload(self, bundle_id: UUID) -> str:
+        """CreateMultipartUpload; returns the UploadId.
+
+        If the request was retried, the first one may have created an upload whose response was
+        lost. All other uploads of this bundle are aborted then.
+        """
+        async with self._calls.call("CreateMultipartUpload"):
+            created = await self._client.create_multipart_upload(
+                Bucket=self._bucket,
+                Key=self._key(bundle_id),
+                ContentType="application/octet-stream",
+            )
+        upload_id = created["UploadId"]
+        if created["ResponseMetadata"]["RetryAttempts"]:
+            await self.abort_uploads(bundle_id, keep=upload_id)
+        return upload_id
+
+    async def upload_part(
+        self, bundle_id: UUID, upload_id: str, number: int, body: memoryview
+    ) -> str:
+        """UploadPart; returns the part's ETag. The first part has the number 1."""
+        with closing(PartBody(body)) as part:
+            async with self._calls.call("UploadPart", size=len(body)):
+                sent = await self._client.upload_part(
+                    Bucket=self._bucket,
+                    Key=self._key(bundle_id),
+                    UploadId=upload_id,
+                    PartNumber=number,
+                    Body=part,  # type: ignore[arg-type]
+                )
+        return sent["ETag"]
+
+    async def complete_upload(self, bundle_id: UUID, upload_id: str, etags: list[str]) -> None:
+        """CompleteMultipartUpload.
+
+        If the response was lost, S3 answers the retry with NoSuchUpload, because the upload has
+        become an object. HeadObject then tells whether the object exists.
+        """
+        async with self._calls.call("CompleteMultipartUpload"):
+            try:
+                await self._client.complete_multipart_upload(
+                    Bucket=self._bucket,
+                    Key=self._key(bundle_id),
+                    UploadId=upload_id,
+                    MultipartUpload={
+                        "Parts": [
+                            {"PartNumber": number, "ETag": etag}
+                            for number, etag in enumerate(etags, start=1)
+                        ]
+                    },
+                )
+                return
+            except self._client.exceptions.NoSuchUpload as error:
+                lost = error
+        try:
+            await self.head(bundle_id)
+        except NotFound:
+            raise StorageUnavailable from lost
+
+    async def abort_uploads(self, bundle_id: UUID, *, keep: str | None = None) -> None:
+        """Abort the multipart uploads of this bundle except `keep`, until S3 lists none.
+
+        There can be several, because a CreateMultipartUpload whose response was lost is retried. An
+        abort may have to be repeated, because S3 can still accept a part that was on its way.
+        """
+        for _ in range(_ABORT_ATTEMPTS):
+            async with self._calls.call("ListMultipartUploads"):
+                listing = await self._client.list_multipart_uploads(
+                    Bucket=self._bucket, Prefix=self._key(bundle_id)
+                )
+            upload_ids = {upload["UploadId"] for upload in listing.get("Uploads", [])} - {keep}
+            if not upload_ids:
+                return
+            for upload_id in upload_ids:
+                async with self._calls.call("AbortMultipartUpload"):
+                    with suppress(self._client.exceptions.NoSuchUpload):
+                        await self._client.abort_multipart_upload(
+                            Bucket=self._bucket, Key=self._key(bundle_id), UploadId=upload_id
+                        )
+        raise StorageUnavailable
+
+    async def put_tags(self, bundle_id: UUID, tags: Mapping[str, str]) -> None:
+        """PutObjectTagging: replaces all tags."""
+        async with self._calls.call("PutObjectTagging"):
+            await self._client.put_object_tagging(
+                Bucket=self._bucket,
+                Key=self._key(bundle_id),
+                Tagging={"TagSet": [{"Key": name, "Value": value} for name, value in tags.items()]},
+            )
+
+    async def get_tags(self, bundle_id: UUID) -> dict[str, str]:
+        """GetObjectTagging."""
+        async with self._calls.call("GetObjectTagging", may_be_absent=True):
+            tagging = await self._client.get_object_tagging(
+                Bucket=self._bucket, Key=self._key(bundle_id)
+            )
+        return {tag["Key"]: tag["Value"] for tag in tagging["TagSet"]}
+
+    async def head(self, bundle_id: UUID) -> ObjectStat:
+        """HeadObject."""
+        async with self._calls.call("HeadObject", may_be_absent=True):
+            head = await self._client.head_object(Bucket=self._bucket, Key=self._key(bundle_id))
+        return object_stat(head)
+
+    async def open(
+        self, bundle_id: UUID, *, etag: str | None = None, part: range | None = None
+    ) -> ObjectBody:
+        """GetObject, with If-Match if an ETag is given, and with Range if a part is given."""
+        response = await self._get(bundle_id, part, etag=etag)
+        return ObjectBody(
+            response, self._calls, partial(self._get, bundle_id, etag=response["ETag"])
+        )
+
+    async def _get(
+        self, bundle_id: UUID, part: range | None, *, etag: str | None
+    ) -> GetObjectOutputTypeDef:
+        request: GetObjectRequestTypeDef = {"Bucket": self._bucket, "Key": self._key(bundle_id)}
+        if etag is not None:
+            request["IfMatch"] = etag
+        if part is not None:
+            request["Range"] = f"bytes={part.start}-{part.stop - 1}"
+        async with self._calls.call("GetObject", may_be_absent=True):
+            response = await self._client.get_object(**request)
+        if body_range(response) != (range(object_stat(response).size) if part is None else part):
+            response["Body"].close()
+            raise StorageUnavailable
+        return response
+
+    async def delete(self, bundle_id: UUID) -> None:
+        """DeleteObject. Not an error if the object does not exist."""
+        async with self._calls.call("DeleteObject"):
+            await self._client.delete_object(Bucket=self._bucket, Key=self._key(bundle_id))

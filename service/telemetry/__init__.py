@@ -1,0 +1,6 @@
+"""What operators see: metrics, log lines, and where each request spends its time.
+
+metrics    Prometheus metrics of one process
+logs       log lines as text or JSON
+timing     the current request: its id and the time it waits for client, memory and S3
+"""
