@@ -1,4 +1,4 @@
-"""What is kept of a request: its line, its id, what it waited for, and the metrics of all."""
+"""The access log: the log line of each request, request ids, and the metrics."""
 
 import re
 import time
@@ -21,7 +21,7 @@ KEY = "a signing key"
 
 
 @pytest.fixture(autouse=True)
-def _heard(caplog: pytest.LogCaptureFixture) -> None:
+def _log_level(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger=access_log.__name__)
 
 
@@ -32,22 +32,22 @@ def proxy(store: Store) -> Iterator[Proxy]:
 
 
 @pytest.fixture(scope="module")
-def measured(store: Store, s3: Any, proxy: Proxy) -> Iterator[Service]:
-    """A service of this module's own, as its metrics are counted."""
+def service(store: Store, s3: Any, proxy: Proxy) -> Iterator[Service]:
+    """A service that only this module uses, so that no other test changes its metrics."""
     with (
         pytest.MonkeyPatch.context() as patch,
         running_service(
             store, s3, endpoint_url=proxy.url, part_size=SMALL_PART, memory_budget=2 * SMALL_PART
-        ) as service,
+        ) as running,
     ):
         patch.setattr(retries, "MAX_BACKOFF", 0.1)
-        yield service
+        yield running
 
 
-def line(caplog: pytest.LogCaptureFixture, request_id: str) -> dict[str, Any]:
-    """What a request's line says; it is written when its answer has been sent."""
+def wait_for_fields(caplog: pytest.LogCaptureFixture, request_id: str) -> dict[str, Any]:
+    """Return the fields of a request's log line, which is written after the response was sent."""
 
-    def found() -> list[Any]:
+    def matching_records() -> list[Any]:
         return [
             record
             for record in caplog.records
@@ -55,18 +55,18 @@ def line(caplog: pytest.LogCaptureFixture, request_id: str) -> dict[str, Any]:
             and vars(record)["fields"]["request_id"] == request_id
         ]
 
-    until(lambda: bool(found()))
-    [record] = found()
+    until(lambda: bool(matching_records()))
+    [record] = matching_records()
     fields: dict[str, Any] = record.fields
     return fields
 
 
-def line_of(caplog: pytest.LogCaptureFixture, answer: httpx.Response) -> dict[str, Any]:
-    return line(caplog, answer.headers["X-Request-Id"])
+def fields_of(caplog: pytest.LogCaptureFixture, response: httpx.Response) -> dict[str, Any]:
+    return wait_for_fields(caplog, response.headers["X-Request-Id"])
 
 
-def change(service: Service, before: dict[str, float]) -> dict[str, float]:
-    """What has been counted since, without the seconds."""
+def metric_increases(service: Service, before: dict[str, float]) -> dict[str, float]:
+    """Return how much each metric has increased since `before`, without sums and buckets."""
     return {
         name: value - before.get(name, 0)
         for name, value in service.metrics().items()
@@ -74,128 +74,130 @@ def change(service: Service, before: dict[str, float]) -> dict[str, float]:
     }
 
 
-def test_a_line_says_what_was_asked_and_what_came_of_it(
-    measured: Service, caplog: pytest.LogCaptureFixture
+def test_log_line_describes_the_request_and_the_response(
+    service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = bytes(1000)
-    answer = measured.http.post("/upload", content=bundle)
-    bundle_id, uploaded = answer.text, line_of(caplog, answer)
+    response = service.http.post("/upload", content=bundle)
+    bundle_id, uploaded = response.text, fields_of(caplog, response)
     assert uploaded["bundle"] == bundle_id[:8]
     assert (uploaded["method"], uploaded["route"], uploaded["status"]) == ("POST", "/upload", 200)
     assert (uploaded["bytes_received"], uploaded["bytes_sent"]) == (1000, 36)
-    fetched = line_of(caplog, measured.fetch(bundle_id.upper(), sign(KEY, bundle)))
-    assert (fetched["route"], fetched["bundle"]) == ("/files/{bundle_id}", bundle_id[:8])
-    assert (fetched["bytes_received"], fetched["bytes_sent"]) == (0, 1000)
-    assert fetched["complete"]
-    assert 0 < fetched["seconds_s3"] <= fetched["seconds"]
-    assert line_of(caplog, measured.head(bundle_id, sign(KEY, bundle)))["bytes_sent"] == 0
+    downloaded = fields_of(caplog, service.fetch(bundle_id.upper(), sign(KEY, bundle)))
+    assert (downloaded["route"], downloaded["bundle"]) == ("/files/{bundle_id}", bundle_id[:8])
+    assert (downloaded["bytes_received"], downloaded["bytes_sent"]) == (0, 1000)
+    assert downloaded["complete"]
+    assert 0 < downloaded["seconds_s3"] <= downloaded["seconds"]
+    assert fields_of(caplog, service.head(bundle_id, sign(KEY, bundle)))["bytes_sent"] == 0
 
 
-def test_a_line_says_for_whom_a_request_waited(
-    measured: Service, proxy: Proxy, caplog: pytest.LogCaptureFixture
+def test_log_line_shows_whether_a_request_waited_for_the_client_s3_or_memory(
+    service: Service, proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def slowly() -> Iterator[bytes]:
+    def slow_body() -> Iterator[bytes]:
         yield bytes(1000)
         time.sleep(0.4)
         yield bytes(1000)
 
-    waited_for = {"client": line_of(caplog, measured.http.post("/upload", content=slowly()))}
+    fields_by_wait = {
+        "client": fields_of(caplog, service.http.post("/upload", content=slow_body()))
+    }
     proxy.faults.append(Fault("PutObject", Delay(0.4)))
-    waited_for["s3"] = line_of(caplog, measured.http.post("/upload", content=bytes(1000)))
+    fields_by_wait["s3"] = fields_of(caplog, service.http.post("/upload", content=bytes(1000)))
     head = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % SMALL_PART
-    with dial(measured.url) as waiting:
-        with dial(measured.url) as one, dial(measured.url) as other:
-            for holder in (one, other):
-                holder.sendall(head + b"\r\n")
-            used = 'history_memory_used_bytes{pool="parts"}'
-            until(lambda: measured.metrics()[used] == 2 * SMALL_PART)
+    with dial(service.url) as waiting:
+        with dial(service.url) as first, dial(service.url) as second:
+            for uploading in (first, second):
+                uploading.sendall(head + b"\r\n")
+            memory_in_use = 'history_memory_used_bytes{pool="parts"}'
+            until(lambda: service.metrics()[memory_in_use] == 2 * SMALL_PART)
             waiting.sendall(head + b"X-Request-Id: waiting\r\n\r\n")
-            until(lambda: measured.metrics()['history_memory_waiters{pool="parts"}'] == 1)
+            until(lambda: service.metrics()['history_memory_waiters{pool="parts"}'] == 1)
             time.sleep(0.4)
         waiting.sendall(bytes(SMALL_PART))
         assert read_answer(waiting).startswith(b"HTTP/1.1 200")
-    waited_for["budget"] = line(caplog, "waiting")
-    for what, fields in waited_for.items():
-        waits = {name: fields[f"seconds_{name}"] for name in waited_for}
-        assert max(waits, key=waits.__getitem__) == what
-        assert 0.35 < waits[what] <= fields["seconds"]
+    fields_by_wait["budget"] = wait_for_fields(caplog, "waiting")
+    for longest_wait, fields in fields_by_wait.items():
+        seconds = {name: fields[f"seconds_{name}"] for name in fields_by_wait}
+        assert max(seconds, key=seconds.__getitem__) == longest_wait
+        assert 0.35 < seconds[longest_wait] <= fields["seconds"]
 
 
-def test_a_cut_answer_is_no_complete_one(
-    measured: Service, proxy: Proxy, caplog: pytest.LogCaptureFixture
+def test_interrupted_download_is_logged_as_incomplete(
+    service: Service, proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = bytes(SMALL_PART + 1000)
-    bundle_id = measured.upload(bundle)
-    before = measured.metrics()
+    bundle_id = service.upload(bundle)
+    before = service.metrics()
     proxy.faults.append(Fault("GetObject", Truncate(SMALL_PART), after=1))
     proxy.faults.append(Fault("GetObject", Truncate(0), times=3, after=1))
     with pytest.raises(httpx.RemoteProtocolError):
-        measured.fetch(bundle_id, {**sign(KEY, bundle), "X-Request-Id": "cut"})
-    fields = line(caplog, "cut")
+        service.fetch(bundle_id, {**sign(KEY, bundle), "X-Request-Id": "cut"})
+    fields = wait_for_fields(caplog, "cut")
     assert (fields["status"], fields["complete"]) == (200, False)
     assert 0 < fields["bytes_sent"] <= SMALL_PART
     assert any("… 200 cut " in message for message in caplog.messages)
-    counted = change(measured, before)
-    assert counted['history_responses_cut_total{route="/files/{bundle_id}"}'] == 1
-    assert counted["history_s3_downloads_resumed_total"] == 3
+    increases = metric_increases(service, before)
+    assert increases['history_responses_cut_total{route="/files/{bundle_id}"}'] == 1
+    assert increases["history_s3_downloads_resumed_total"] == 3
 
 
 @pytest.mark.parametrize(
-    ("given", "taken"),
+    ("request_id", "accepted"),
     [
         ("a-1.b_2:c;d=e+f/g@h", True),
         ("1-67891233-abcdef012345678912345678", True),
-        ("x" * 128, True),
-        ("x" * 129, False),
+        pytest.param("x" * 128, True, id="128 characters"),
+        pytest.param("x" * 129, False, id="129 characters"),
         ("a b", False),
         ('"quoted"', False),
         ("", False),
     ],
 )
-def test_a_request_id_is_taken_where_it_is_fit_for_a_log_else_made(
-    measured: Service, caplog: pytest.LogCaptureFixture, given: str, *, taken: bool
+def test_request_id_of_the_client_is_used_only_if_it_is_safe_to_log(
+    service: Service, caplog: pytest.LogCaptureFixture, request_id: str, *, accepted: bool
 ) -> None:
-    answer = measured.http.get("/elsewhere", headers={"X-Request-Id": given})
-    assert (answer.headers["X-Request-Id"] == given) is taken
-    assert re.fullmatch(r"\S{1,128}", answer.headers["X-Request-Id"])
-    assert line_of(caplog, answer)["status"] == 404
+    response = service.http.get("/elsewhere", headers={"X-Request-Id": request_id})
+    assert (response.headers["X-Request-Id"] == request_id) is accepted
+    assert re.fullmatch(r"\S{1,128}", response.headers["X-Request-Id"])
+    assert fields_of(caplog, response)["status"] == 404
 
 
-def test_no_label_is_for_clients_to_fill(measured: Service) -> None:
-    before = measured.metrics()
-    raw_request(measured.url, b"BREW /pot HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-    raw_request(measured.url, b"PUT /files/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-    counted = change(measured, before)
+def test_clients_cannot_choose_metric_labels(service: Service) -> None:
+    before = service.metrics()
+    raw_request(service.url, b"BREW /pot HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    raw_request(service.url, b"PUT /files/x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    increases = metric_increases(service, before)
     name = 'history_request_seconds_count{method="other",route="%s",status="%d"}'
-    assert counted[name % ("other", 404)] == 1
-    assert counted[name % ("/files/{bundle_id}", 405)] == 1
+    assert increases[name % ("other", 404)] == 1
+    assert increases[name % ("/files/{bundle_id}", 405)] == 1
 
 
-def test_requests_and_bytes_are_counted(measured: Service) -> None:
-    before = measured.metrics()
-    measured.upload(bytes(1000))
-    counted = change(measured, before)
+def test_requests_and_bytes_are_counted(service: Service) -> None:
+    before = service.metrics()
+    service.upload(bytes(1000))
+    increases = metric_increases(service, before)
     name = 'history_request_seconds_count{method="POST",route="/upload",status="200"}'
-    assert counted[name] == 1
-    assert counted["history_received_bytes_total"] == 1000
-    assert counted["history_sent_bytes_total"] > 36  # the metrics were sent, too
-    assert counted['history_s3_request_seconds_count{operation="PutObject",outcome="ok"}'] == 1
+    assert increases[name] == 1
+    assert increases["history_received_bytes_total"] == 1000
+    assert increases["history_sent_bytes_total"] > 36  # The response to /metrics counts too.
+    assert increases['history_s3_request_seconds_count{operation="PutObject",outcome="ok"}'] == 1
 
 
-def test_proofs_are_counted_by_their_way(measured: Service) -> None:
+def test_proofs_are_counted_by_way_and_outcome(service: Service) -> None:
     small, large = bytes(1000), bytes(SMALL_PART + 1)
-    before = measured.metrics()
+    before = service.metrics()
     proofs = {bundle: sign(KEY, bundle) for bundle in (small, large)}
-    ids = {bundle: measured.upload(bundle, proofs[bundle]["X-HMAC"]) for bundle in proofs}
+    ids = {bundle: service.upload(bundle, proofs[bundle]["X-HMAC"]) for bundle in proofs}
     for bundle, proof in proofs.items():
-        measured.http.head(f"/files/{ids[bundle]}", headers={**proof, "X-SIGNING-KEY": "another"})
+        service.http.head(f"/files/{ids[bundle]}", headers={**proof, "X-SIGNING-KEY": "another"})
         for _ in range(2):
-            assert measured.fetch(ids[bundle], proof).content == bundle
-    measured.fetch(ids[small], sign(KEY, large))
-    counted = change(measured, before)
+            assert service.fetch(ids[bundle], proof).content == bundle
+    service.fetch(ids[small], sign(KEY, large))
+    increases = metric_increases(service, before)
     assert {
         tuple(re.findall('"(.*?)"', name)): count
-        for name, count in counted.items()
+        for name, count in increases.items()
         if name.startswith("history_verifications_total")
     } == {
         ("refused", "one_read"): 2,
@@ -206,33 +208,33 @@ def test_proofs_are_counted_by_their_way(measured: Service) -> None:
     }
 
 
-def test_what_s3_did_is_counted(measured: Service, proxy: Proxy) -> None:
-    before = measured.metrics()
-    bundle_id = measured.upload(b"bundle")
+def test_s3_calls_and_retries_are_counted(service: Service, proxy: Proxy) -> None:
+    before = service.metrics()
+    bundle_id = service.upload(b"bundle")
     proxy.faults.append(Fault("GetObjectTagging", Respond(503, "SlowDown")))
     proxy.faults.append(Fault("GetObjectTagging", Respond(403, "AccessDenied")))
-    assert measured.fetch(bundle_id, sign(KEY, b"bundle")).status_code == 503
-    assert measured.fetch("0" * 32, sign(KEY, b"bundle")).status_code == 404
-    counted = change(measured, before)
+    assert service.fetch(bundle_id, sign(KEY, b"bundle")).status_code == 503
+    assert service.fetch("0" * 32, sign(KEY, b"bundle")).status_code == 404
+    increases = metric_increases(service, before)
     calls = 'history_s3_request_seconds_count{operation="GetObjectTagging",outcome="%s"}'
-    assert counted[calls % "refused"] == counted[calls % "absent"] == 1
-    assert counted['history_s3_retries_total{operation="GetObjectTagging"}'] == 1
+    assert increases[calls % "refused"] == increases[calls % "absent"] == 1
+    assert increases['history_s3_retries_total{operation="GetObjectTagging"}'] == 1
 
 
-def test_aborted_uploads_are_counted_by_their_reason(measured: Service) -> None:
-    before = measured.metrics()
-    measured.http.post("/upload", content=b"")
-    with dial(measured.url) as connection:
+def test_aborted_uploads_are_counted_by_reason(service: Service) -> None:
+    before = service.metrics()
+    service.http.post("/upload", content=b"")
+    with dial(service.url) as connection:
         connection.sendall(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nbun")
     name = 'history_uploads_aborted_total{reason="%s"}'
-    until(lambda: change(measured, before).get(name % "client_gone") == 1)
-    assert change(measured, before)[name % "empty_bundle"] == 1
+    until(lambda: metric_increases(service, before).get(name % "client_gone") == 1)
+    assert metric_increases(service, before)[name % "empty_bundle"] == 1
 
 
-def test_nothing_is_held_in_the_end(measured: Service) -> None:
-    """By all the tests above."""
-    found = measured.metrics()
+def test_all_memory_is_released_in_the_end(service: Service) -> None:
+    """After all the tests above."""
+    metrics = service.metrics()
     for pool in ("parts", "slots"):
-        assert found[f'history_memory_used_bytes{{pool="{pool}"}}'] == 0
-        assert found[f'history_memory_waiters{{pool="{pool}"}}'] == 0
-        assert found[f'history_memory_budget_bytes{{pool="{pool}"}}'] > 0
+        assert metrics[f'history_memory_used_bytes{{pool="{pool}"}}'] == 0
+        assert metrics[f'history_memory_waiters{{pool="{pool}"}}'] == 0
+        assert metrics[f'history_memory_budget_bytes{{pool="{pool}"}}'] > 0

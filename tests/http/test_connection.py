@@ -1,4 +1,4 @@
-"""Bytes of a body that pass the parser arrive as those that go through it do."""
+"""Body bytes that skip the parser have the same effect as bytes that are parsed."""
 
 import re
 import socket
@@ -21,176 +21,181 @@ from tests.support.services.thread import Serve, Service
 
 KIB = 1024
 LARGE = 300 * KIB
-"""More than is read at a time, so that some of it has to pass."""
+"""Bytes. More than the server reads at a time, so some of them must skip the parser."""
 
 SIZES = (0, 1, SMALL_READ - 200, SMALL_READ, 64 * KIB - 1, 64 * KIB, 256 * KIB, LARGE)
 
 UUID = rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
-OWN = re.compile(rb"(?i)\r\n(?:date|sunset|x-request-id): [^\r]*|" + UUID)
-"""What is another in every answer."""
+UNIQUE = re.compile(rb"(?i)\r\n(?:date|sunset|x-request-id): [^\r]*|" + UUID)
+"""The parts of a response that differ each time."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a client says on one connection: requests, each in pieces, and then perhaps no more.
+class Conversation:
+    """The requests that a client sends on one connection, each in pieces.
 
-    It waits for each answer before it goes on, or sends them all `ahead`.
+    A client that is `pipelined` does not wait for a response before it sends the next request. A
+    client that `half_closes` closes its sending side after its last request.
     """
 
     requests: list[list[bytes]]
-    ahead: bool
+    pipelined: bool
     half_closes: bool
 
 
-def body(dice: Random, size: int) -> bytes:
-    """With what looks like a request in it."""
+def body(random: Random, size: int) -> bytes:
+    """Return random bytes that contain the text of a request."""
     request = b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n"
-    at = dice.randint(0, size)
-    return (dice.randbytes(at) + request + dice.randbytes(size))[:size]
+    position = random.randint(0, size)
+    return (random.randbytes(position) + request + random.randbytes(size))[:size]
 
 
-def upload(dice: Random, size: int) -> bytes:
+def upload_request(random: Random, size: int) -> bytes:
     head = b"POST /upload HTTP/1.1\r\nHost: x\r\n"
-    if dice.random() < 0.3:
+    if random.random() < 0.3:
         head += b"Expect: 100-continue\r\n"
-    return head + b"Content-Length: %d\r\n\r\n" % size + body(dice, size)
+    return head + b"Content-Length: %d\r\n\r\n" % size + body(random, size)
 
 
-def chunked(dice: Random) -> bytes:
-    chunks = (body(dice, dice.randint(1, 20 * KIB)) for _ in range(3))
+def chunked_upload_request(random: Random) -> bytes:
+    chunks = (body(random, random.randint(1, 20 * KIB)) for _ in range(3))
     encoded = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks)
     head = b"POST /upload HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     return head + encoded + b"0\r\n\r\n"
 
 
-def sized(dice: Random) -> int:
-    return dice.choice((dice.choice(SIZES), dice.randint(1, 2 * LARGE)))
+def any_size(random: Random) -> int:
+    return random.choice((random.choice(SIZES), random.randint(1, 2 * LARGE)))
 
 
-def any_request(dice: Random) -> bytes:
-    return dice.choice(
+def any_request(random: Random) -> bytes:
+    return random.choice(
         (
-            upload(dice, sized(dice)),
-            upload(dice, sized(dice)),
-            chunked(dice),
+            upload_request(random, any_size(random)),
+            upload_request(random, any_size(random)),
+            chunked_upload_request(random),
             b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n",
             b"GET /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n",
         )
     )
 
 
-LAST = (
+LAST_REQUESTS = (
     b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
     b"HEAD / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % LARGE,
     b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % LARGE,
     b"PUT /upload HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % LARGE,
     b"POST /upload HTTP/1.1\r\nHost: x\r\nX-HMAC: 1\r\nContent-Length: %d\r\n\r\n" % LARGE,
     b"POST /upload HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % LARGE,
-    b"what is no request\r\n\r\n",
+    b"not a request\r\n\r\n",
 )
-"""Each ends the connection, some of them before the end of their bodies."""
+"""The server closes the connection after each of these, after some before their body ends."""
 
 
-def said(dice: Random) -> Said:
-    requests = [upload(dice, dice.randint(LARGE, 2 * LARGE))]
-    requests += [any_request(dice) for _ in range(dice.randint(0, 4))]
-    dice.shuffle(requests)
-    half_closes = dice.random() < 0.3
+def any_conversation(random: Random) -> Conversation:
+    requests = [upload_request(random, random.randint(LARGE, 2 * LARGE))]
+    requests += [any_request(random) for _ in range(random.randint(0, 4))]
+    random.shuffle(requests)
+    half_closes = random.random() < 0.3
     if half_closes:
-        # Only an upload: who hangs up before another answer may have it still or not.
-        last = upload(dice, sized(dice))
-        last = last[: dice.choice((len(last), dice.randint(0, len(last))))]
-    elif b"Content-Length" in (last := dice.choice(LAST)):
-        last += body(dice, LARGE)
+        # Only an upload: whether another response still arrives would depend on timing.
+        last = upload_request(random, any_size(random))
+        last = last[: random.choice((len(last), random.randint(0, len(last))))]
+    elif b"Content-Length" in (last := random.choice(LAST_REQUESTS)):
+        last += body(random, LARGE)
     requests.append(last)
-    return Said([pieces(dice, it) for it in requests], dice.random() < 0.5, half_closes)
+    return Conversation(
+        [pieces(random, request) for request in requests], random.random() < 0.5, half_closes
+    )
 
 
-def pieces(dice: Random, request: bytes) -> list[bytes]:
-    """Cut anywhere, and around the end of the head and of the body."""
-    size, head = len(request), request.find(b"\r\n\r\n") + 4
-    near = [at + dice.randint(-2, 2) for at in (head, head, size)]
-    anywhere = [dice.randint(0, size) for _ in range(dice.randint(0, 5))]
-    cuts = sorted({0, size, *(min(max(at, 0), size) for at in near + anywhere)})
+def pieces(random: Random, request: bytes) -> list[bytes]:
+    """Cut a request anywhere, and near the end of its head and of its body."""
+    size, head_size = len(request), request.find(b"\r\n\r\n") + 4
+    near_ends = [end + random.randint(-2, 2) for end in (head_size, head_size, size)]
+    anywhere = [random.randint(0, size) for _ in range(random.randint(0, 5))]
+    cuts = sorted({0, size, *(min(max(cut, 0), size) for cut in near_ends + anywhere)})
     return [request[start:end] for start, end in pairwise(cuts)]
 
 
-def hear(service: Service, said: Said) -> tuple[bytes, list[bytes]]:
-    """All answers, but for what is another in each, and the bundles that they made."""
-    heard = bytearray()
+def run(service: Service, conversation: Conversation) -> tuple[bytes, list[bytes]]:
+    """Return all responses, without their unique parts, and the bundles that were stored."""
+    responses = bytearray()
     with dial(service.url) as connection, suppress(ConnectionResetError, BrokenPipeError):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for number, request in enumerate(said.requests, start=1):
+        for number, request in enumerate(conversation.requests, start=1):
             for piece in request:
                 connection.sendall(piece)
-                time.sleep(0.002)  # So that the service sees it alone.
-            if not said.ahead and number < len(said.requests):
-                heard += read_answer(connection)
-        if said.half_closes:
+                time.sleep(0.002)  # So that the service reads each piece by itself.
+            if not conversation.pipelined and number < len(conversation.requests):
+                responses += read_answer(connection)
+        if conversation.half_closes:
             connection.shutdown(socket.SHUT_WR)
-        heard += read_all(connection)
-    ids = re.findall(rb"\r\n\r\n(" + UUID + rb")", heard)
-    return OWN.sub(b"", heard), [stored(service, bundle_id.decode()) for bundle_id in ids]
+        responses += read_all(connection)
+    ids = re.findall(rb"\r\n\r\n(" + UUID + rb")", responses)
+    return UNIQUE.sub(b"", responses), [
+        stored_bundle(service, bundle_id.decode()) for bundle_id in ids
+    ]
 
 
-def stored(service: Service, bundle_id: str) -> bytes:
-    where = {"Bucket": service.bucket, "Key": f"{service.prefix}{bundle_id}"}
-    content: bytes = service.s3.get_object(**where)["Body"].read()
-    return content
+def stored_bundle(service: Service, bundle_id: str) -> bytes:
+    key = f"{service.prefix}{bundle_id}"
+    bundle: bytes = service.s3.get_object(Bucket=service.bucket, Key=key)["Body"].read()
+    return bundle
 
 
 @pytest.mark.parametrize("seed", range(24))
-def test_what_passes_the_parser_is_what_goes_through_it(
+def test_responses_are_the_same_with_and_without_skipping_the_parser(
     service: Service, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    """The same bytes in the same pieces, with the short cut and without: the same answers."""
-    words = said(Random(seed))
-    passed = list[bool]()
-    short_cut = RequestParser.skip_body
+    """The client sends the same bytes in the same pieces both times."""
+    conversation = any_conversation(Random(seed))
+    skipped = list[bool]()
+    skip_body = RequestParser.skip_body
 
-    def watched(self: Any, size: int) -> bool:
-        passed.append(short_cut(self, size))
-        return passed[-1]
+    def recording_skip_body(self: Any, size: int) -> bool:
+        skipped.append(skip_body(self, size))
+        return skipped[-1]
 
-    monkeypatch.setattr(RequestParser, "skip_body", watched)
-    heard = hear(service, words)
-    assert any(passed)
+    monkeypatch.setattr(RequestParser, "skip_body", recording_skip_body)
+    responses, bundles = run(service, conversation)
+    assert any(skipped)
     monkeypatch.setattr(RequestParser, "skip_body", lambda *_: False)
-    assert hear(service, words) == heard
-    sent = [b"".join(request) for request in words.requests]
-    for bundle in heard[1]:
-        assert any(bundle in request or b"chunked" in request for request in sent)
-    assert heard[0].startswith(b"HTTP/1.1 ")
+    assert run(service, conversation) == (responses, bundles)
+    requests = [b"".join(pieces) for pieces in conversation.requests]
+    for bundle in bundles:
+        assert any(bundle in request or b"chunked" in request for request in requests)
+    assert responses.startswith(b"HTTP/1.1 ")
 
 
 HEAD = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
 
 
-def conversation(head: bytes) -> RequestParser:
-    """A request's head and what comes with it, taken in."""
-    begun = RequestParser()
-    begun.receive_data(head)
-    while begun.next_event() not in (h11.NEED_DATA, h11.PAUSED):
+def parser_after(data: bytes) -> RequestParser:
+    """Return a parser that has received and parsed this data."""
+    parser = RequestParser()
+    parser.receive_data(data)
+    while parser.next_event() not in (h11.NEED_DATA, h11.PAUSED):
         pass
-    return begun
+    return parser
 
 
-def test_all_but_the_last_bytes_of_a_body_pass() -> None:
-    begun = conversation(HEAD + b"01")
-    assert not begun.skip_body(8)
-    assert begun.skip_body(5)
-    assert not begun.skip_body(3)
-    assert begun.skip_body(2)
-    begun.receive_data(b"9GET /")
-    last = begun.next_event()
-    assert isinstance(last, h11.Data)
-    assert last.data == b"9"
-    assert isinstance(begun.next_event(), h11.EndOfMessage)
-    assert begun.trailing_data == (b"GET /", False)
+def test_all_but_the_last_bytes_of_a_body_skip_the_parser() -> None:
+    parser = parser_after(HEAD + b"01")
+    assert not parser.skip_body(8)
+    assert parser.skip_body(5)
+    assert not parser.skip_body(3)
+    assert parser.skip_body(2)
+    parser.receive_data(b"9GET /")
+    event = parser.next_event()
+    assert isinstance(event, h11.Data)
+    assert event.data == b"9"
+    assert isinstance(parser.next_event(), h11.EndOfMessage)
+    assert parser.trailing_data == (b"GET /", False)
 
 
 @pytest.mark.parametrize(
-    "head",
+    "data",
     [
         HEAD[:-2],
         HEAD + b"0123456789",
@@ -199,31 +204,36 @@ def test_all_but_the_last_bytes_of_a_body_pass() -> None:
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
-def test_nothing_passes_where_it_is_no_body_of_a_known_length(head: bytes) -> None:
-    assert not conversation(head).skip_body(1)
+def test_parser_is_not_skipped_outside_a_body_of_known_length(data: bytes) -> None:
+    assert not parser_after(data).skip_body(1)
 
 
-def test_nothing_passes_before_what_has_come_is_taken_in() -> None:
-    begun = conversation(HEAD)
-    begun.receive_data(b"01")
-    assert not begun.skip_body(1)
+def test_parser_is_not_skipped_before_the_received_data_is_parsed() -> None:
+    parser = parser_after(HEAD)
+    parser.receive_data(b"01")
+    assert not parser.skip_body(1)
 
 
-def test_nothing_passes_once_there_is_an_answer() -> None:
-    begun = conversation(HEAD)
-    begun.send(h11.Response(status_code=400, headers=[]))
-    assert not begun.skip_body(1)
+def test_parser_is_not_skipped_once_the_response_has_started() -> None:
+    parser = parser_after(HEAD)
+    parser.send(h11.Response(status_code=400, headers=[]))
+    assert not parser.skip_body(1)
 
 
-def test_two_servers_in_one_process_keep_their_bytes_apart(service: Service, serve: Serve) -> None:
-    """Each server's thread reads while the other one takes out what it has read."""
-    other = serve()
-    small = [random_bytes(seed, 300_000) for seed in range(2)]
+def test_two_servers_in_one_process_do_not_share_read_buffers(
+    service: Service, serve: Serve
+) -> None:
+    """Each server's thread reads while the other one processes what it has read."""
+    other_service = serve()
+    bundles = [random_bytes(seed, 300_000) for seed in range(2)]
 
-    def uploads(at: Service, bundle: bytes) -> set[int]:
+    def upload(target: Service, bundle: bytes) -> set[int]:
+        """Return the statuses of 40 uploads whose HMAC the service checks."""
         headers = sign("the key of two servers", bundle)
-        answers = (at.http.post("/upload", content=bundle, headers=headers) for _ in range(40))
-        return {answer.status_code for answer in answers}
+        responses = (
+            target.http.post("/upload", content=bundle, headers=headers) for _ in range(40)
+        )
+        return {response.status_code for response in responses}
 
     with ThreadPoolExecutor(2) as threads:
-        assert set().union(*threads.map(uploads, (service, other), small)) == {200}
+        assert set().union(*threads.map(upload, (service, other_service), bundles)) == {200}

@@ -1,4 +1,4 @@
-"""SIGTERM: a replica leaves, and no client notices."""
+"""Graceful shutdown: after SIGTERM, a replica completes its requests and then ends."""
 
 import asyncio
 import hashlib
@@ -33,7 +33,7 @@ BUNDLE = bytes(2 * SMALL_PART)
 
 
 class Replica:
-    """A service process of its own, and its bucket."""
+    """A service that runs as its own process, and its bucket."""
 
     def __init__(self, url: str, process: Popen[str], bucket: str, s3: Any) -> None:
         self.url = url
@@ -45,26 +45,26 @@ class Replica:
         return httpx.get(self.url + path, trust_env=False, verify=False)
 
     @property
-    def gone(self) -> bool:
-        """Whether it takes no more connections."""
+    def refuses_connections(self) -> bool:
         try:
             self.get("/healthz")
         except httpx.TransportError:
             return True
         return False
 
-    def upload(self, declared: int = len(BUNDLE)) -> socket.socket:
-        """An upload that has begun."""
+    def begin_upload(self, declared: int = len(BUNDLE)) -> socket.socket:
+        """Send the head of an upload of `declared` bytes, and the first half of its body."""
         return begin_upload(self.url, BUNDLE[: declared // 2], declared)
 
-    def uploads(self) -> list[str]:
+    def multipart_uploads(self) -> list[str]:
         return multipart_upload_keys(self._s3, self._bucket)
 
-    def left(self) -> list[str]:
-        return [*object_keys(self._s3, self._bucket), *self.uploads()]
+    def all_keys(self) -> list[str]:
+        """Return the keys of all objects and all multipart uploads."""
+        return [*object_keys(self._s3, self._bucket), *self.multipart_uploads()]
 
     def bundles(self) -> dict[str, tuple[bytes, dict[str, str]]]:
-        """Body and tags of every object, by its id."""
+        """Return the body and the tags of every object, by the bundle's id."""
         return stored_bundles(self._s3, self._bucket)
 
 
@@ -77,41 +77,41 @@ def replica(store: Store, s3: Any, request: pytest.FixtureRequest) -> Iterator[R
 
 
 def settings(**variables: str) -> pytest.MarkDecorator:
-    named = {f"HISTORY_{name.upper()}": value for name, value in variables.items()}
-    return pytest.mark.parametrize("replica", [named], indirect=True, ids=[""])
+    environment = {f"HISTORY_{name.upper()}": value for name, value in variables.items()}
+    return pytest.mark.parametrize("replica", [environment], indirect=True, ids=[""])
 
 
 @contextmanager
-def promptly(seconds: float) -> Iterator[None]:
-    began = time.monotonic()
+def time_limit(seconds: float) -> Iterator[None]:
+    started = time.monotonic()
     yield
-    assert time.monotonic() - began < seconds
+    assert time.monotonic() - started < seconds
 
 
 @settings(drain_delay="2s")
-def test_nobody_notices(replica: Replica) -> None:
-    """While it drains, new requests are served; then what runs is finished; then it exits."""
+def test_running_transfers_are_completed_before_the_process_ends(replica: Replica) -> None:
+    """The replica also serves new requests during the drain delay."""
     bundle_id = httpx.post(f"{replica.url}/upload", content=BUNDLE, trust_env=False).text
     proof = "".join(f"{name}: {value}\r\n" for name, value in sign(KEY, BUNDLE).items())
-    with replica.upload() as upload, dial(replica.url) as download, dial(replica.url) as late:
+    with replica.begin_upload() as upload, dial(replica.url) as download, dial(replica.url) as last:
         get = f"GET /files/{bundle_id} HTTP/1.1\r\nHost: x\r\n"
         download.sendall(f"{get}{proof}\r\n".encode())
         received = download.recv(1000)
         replica.process.send_signal(signal.SIGTERM)
         until(lambda: replica.get("/readyz").status_code == 503)
         for path, status in (("/readyz", 503), ("/healthz", 200), ("/nowhere", 404)):
-            answer = replica.get(path)
-            assert (answer.status_code, answer.headers["Connection"]) == (status, "close")
+            response = replica.get(path)
+            assert (response.status_code, response.headers["Connection"]) == (status, "close")
         assert replica.get("/readyz").json()["code"] == "draining"
-        answer = httpx.post(f"{replica.url}/upload", content=b"bundle", trust_env=False)
-        assert answer.status_code == 200
-        late.sendall(get.encode())
+        response = httpx.post(f"{replica.url}/upload", content=b"bundle", trust_env=False)
+        assert response.status_code == 200
+        last.sendall(get.encode())
 
-        until(lambda: replica.gone)
+        until(lambda: replica.refuses_connections)
         time.sleep(server.LAST_REQUESTS + 0.3)
         assert replica.process.poll() is None
-        late.sendall(f"{proof}\r\n".encode())
-        refused = read_all(late)
+        last.sendall(f"{proof}\r\n".encode())
+        refused = read_all(last)
         assert refused.startswith(b"HTTP/1.1 503 ")
         assert b'"code": "draining"' in refused
         assert b"\r\nretry-after: " in refused.lower()
@@ -120,24 +120,24 @@ def test_nobody_notices(replica: Replica) -> None:
         received += read_all(download)
         assert received.endswith(b"\r\n\r\n" + BUNDLE)
     assert replica.process.wait(5) == 0
-    assert len(replica.left()) == 3
+    assert len(replica.all_keys()) == 3
 
 
 @settings(drain_delay="0s", drain_timeout="1s")
-def test_what_does_not_finish_in_time_is_told_so_and_leaves_nothing(replica: Replica) -> None:
-    with replica.upload(3 * len(BUNDLE)) as upload:
-        until(lambda: len(replica.left()) == 1)
+def test_upload_that_exceeds_the_drain_timeout_gets_503_and_is_removed(replica: Replica) -> None:
+    with replica.begin_upload(3 * len(BUNDLE)) as upload:
+        until(lambda: len(replica.all_keys()) == 1)
         replica.process.send_signal(signal.SIGTERM)
-        answer = read_all(upload)
-        assert answer.startswith(b"HTTP/1.1 503 ")
-        assert b'"code": "draining"' in answer
+        response = read_all(upload)
+        assert response.startswith(b"HTTP/1.1 503 ")
+        assert b'"code": "draining"' in response
         assert replica.process.wait(10) == 0
-    assert not replica.left()
+    assert not replica.all_keys()
 
 
 @settings(drain_delay="60s")
-def test_a_second_signal_ends_at_once(replica: Replica) -> None:
-    with replica.upload(), promptly(5):
+def test_second_signal_ends_the_process_at_once(replica: Replica) -> None:
+    with replica.begin_upload(), time_limit(5):
         replica.process.send_signal(signal.SIGTERM)
         until(lambda: replica.get("/readyz").status_code == 503)
         replica.process.send_signal(signal.SIGTERM)
@@ -145,16 +145,16 @@ def test_a_second_signal_ends_at_once(replica: Replica) -> None:
 
 
 @settings(drain_delay="0s", drain_timeout="60s")
-def test_a_second_signal_ends_at_once_what_is_waited_for(replica: Replica) -> None:
-    with replica.upload(), promptly(8):
+def test_second_signal_during_the_drain_timeout_ends_the_process_at_once(replica: Replica) -> None:
+    with replica.begin_upload(), time_limit(8):
         replica.process.send_signal(signal.SIGTERM)
-        until(lambda: replica.gone)
+        until(lambda: replica.refuses_connections)
         replica.process.send_signal(signal.SIGTERM)
         assert replica.process.wait(5) == 0
 
 
 SLOW = 9.0
-"""Seconds that a transfer takes: from before the signal until after the listener has closed."""
+"""Seconds of a transfer that starts before the signal and ends after the listener has closed."""
 
 LONG = BUNDLE[: SMALL_PART + (1 << 20)]
 SHORT = BUNDLE[:1000]
@@ -162,25 +162,25 @@ SHORT = BUNDLE[:1000]
 
 @pytest.mark.soak
 @settings(drain_delay="5s")
-def test_20_slow_uploads_and_20_slow_downloads_at_full_size(replica: Replica) -> None:
-    """All end whole; for five seconds more are taken on, while no more should be sent."""
-    answers, rounds = asyncio.run(leave_amid_transfers(replica))
+def test_20_slow_uploads_and_20_slow_downloads_complete_during_shutdown(replica: Replica) -> None:
+    """New requests are served too, for the five seconds in which load balancers may send them."""
+    responses, rounds = asyncio.run(shut_down_during_transfers(replica))
     assert replica.process.wait(5) == 0
     bundles = replica.bundles()
-    told = [answer.body.decode() for answer in answers if answer.body not in (LONG, SHORT)]
+    ids = [response.body.decode() for response in responses if response.body not in (LONG, SHORT)]
     print(f"\n{rounds} rounds of requests while draining; {len(bundles)} bundles in the bucket")
-    assert [answer.status for answer in answers] == [200] * (41 + 2 * rounds)
-    assert len(told) == 21 + rounds
-    assert sorted(bundles) == sorted(told)
-    assert not replica.uploads()
+    assert [response.status for response in responses] == [200] * (41 + 2 * rounds)
+    assert len(ids) == 21 + rounds
+    assert sorted(bundles) == sorted(ids)
+    assert not replica.multipart_uploads()
     for body, tags in bundles.values():
         assert tags["sha256"] == hashlib.sha256(body).hexdigest()
         assert body in (LONG, SHORT)
     assert rounds >= 5
 
 
-async def leave_amid_transfers(replica: Replica) -> tuple[list[load.Answer], int]:
-    """All answers there were, and how often they were asked for after the signal."""
+async def shut_down_during_transfers(replica: Replica) -> tuple[list[load.Answer], int]:
+    """Return all responses, and the number of rounds of requests after the signal."""
     first = await load.upload(replica.url, LONG)
     bundle_id = first.body.decode()
     running = [
@@ -193,13 +193,13 @@ async def leave_amid_transfers(replica: Replica) -> tuple[list[load.Answer], int
     ]
     await asyncio.sleep(SLOW / 3)
     replica.process.send_signal(signal.SIGTERM)
-    signalled, answers = time.monotonic(), [first]
+    signalled_at, responses = time.monotonic(), [first]
     await asyncio.to_thread(until, lambda: replica.get("/readyz").status_code == 503)
-    while time.monotonic() - signalled < 3.5:
-        answers.append(await load.upload(replica.url, SHORT))
-        answers.append(await load.download(replica.url, answers[-1].body.decode(), SHORT))
-        answer = await asyncio.to_thread(replica.get, "/readyz")
-        assert (answer.status_code, answer.json()["code"]) == (503, "draining")
+    while time.monotonic() - signalled_at < 3.5:
+        responses.append(await load.upload(replica.url, SHORT))
+        responses.append(await load.download(replica.url, responses[-1].body.decode(), SHORT))
+        readiness = await asyncio.to_thread(replica.get, "/readyz")
+        assert (readiness.status_code, readiness.json()["code"]) == (503, "draining")
     assert not any(task.done() for task in running)
-    rounds = len(answers) // 2
-    return [*answers, *await asyncio.gather(*running)], rounds
+    rounds = len(responses) // 2
+    return [*responses, *await asyncio.gather(*running)], rounds

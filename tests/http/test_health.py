@@ -1,4 +1,4 @@
-"""Ready is who has a bucket that answers, and is not about to end."""
+"""The readiness check: a process is ready while its bucket responds, until it drains."""
 
 import asyncio
 
@@ -15,75 +15,75 @@ from tests.support.services.thread import Serve
 from tests.support.stores import Store
 
 
-class Bucket:
-    """How often it was asked, and whether it is there."""
+class FakeBucket:
+    """Counts its probes. They fail while it is not `available`."""
 
     def __init__(self) -> None:
-        self.asked = 0
-        self.there = True
+        self.probes = 0
+        self.available = True
 
     async def probe(self) -> None:
-        self.asked += 1
+        self.probes += 1
         await asyncio.sleep(0)
-        if not self.there:
+        if not self.available:
             raise StorageUnavailable
 
 
-def test_many_at_a_time_ask_the_bucket_once() -> None:
+def test_concurrent_checks_share_one_probe() -> None:
     async def main() -> None:
-        bucket = Bucket()
-        ready = Readiness(bucket.probe, Drain())
-        await asyncio.gather(*(ready.check() for _ in range(100)))
-        await ready.check()
-        assert bucket.asked == 1
+        bucket = FakeBucket()
+        readiness = Readiness(bucket.probe, Drain())
+        await asyncio.gather(*(readiness.check() for _ in range(100)))
+        await readiness.check()
+        assert bucket.probes == 1
 
     asyncio.run(main())
 
 
-def test_what_the_bucket_said_is_soon_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_result_of_a_probe_expires(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        bucket = Bucket()
-        ready = Readiness(bucket.probe, Drain())
-        await ready.check()
-        bucket.there = False
-        await ready.check()
+        bucket = FakeBucket()
+        readiness = Readiness(bucket.probe, Drain())
+        await readiness.check()
+        bucket.available = False
+        await readiness.check()
         await asyncio.sleep(health.CACHE_SECONDS)
         with pytest.raises(StorageUnavailable):
-            await ready.check()
-        bucket.there = True
+            await readiness.check()
+        bucket.available = True
         await asyncio.sleep(health.CACHE_SECONDS)
-        await ready.check()
-        assert bucket.asked == 3
+        await readiness.check()
+        assert bucket.probes == 3
 
     monkeypatch.setattr(health, "CACHE_SECONDS", 0.05)
     asyncio.run(main())
 
 
-def test_who_asks_and_leaves_takes_the_answer_from_nobody() -> None:
+def test_cancelled_check_does_not_cancel_the_probe_for_others() -> None:
     async def main() -> None:
-        ready = Readiness(Bucket().probe, Drain())
-        impatient = asyncio.create_task(ready.check())
-        patient = asyncio.create_task(ready.check())
+        readiness = Readiness(FakeBucket().probe, Drain())
+        cancelled = asyncio.create_task(readiness.check())
+        other = asyncio.create_task(readiness.check())
         await asyncio.sleep(0)
-        impatient.cancel()
-        await patient
+        cancelled.cancel()
+        await other
 
     asyncio.run(main())
 
 
-def test_who_drains_is_not_ready_whatever_the_bucket_says() -> None:
+def test_draining_process_is_not_ready() -> None:
     async def main() -> None:
-        bucket, drain = Bucket(), Drain()
-        ready = Readiness(bucket.probe, drain)
-        await ready.check()
+        bucket, drain = FakeBucket(), Drain()
+        readiness = Readiness(bucket.probe, drain)
+        await readiness.check()
         drain.begun = True
         with pytest.raises(Draining):
-            await ready.check()
+            await readiness.check()
 
     asyncio.run(main())
 
 
-def test_readyz_follows_the_store(store: Store, serve: Serve) -> None:
+def test_readyz_is_503_while_the_store_is_unavailable(store: Store, serve: Serve) -> None:
     with Proxy(store.endpoint_url) as proxy:
         service = serve(endpoint_url=proxy.url)
 
@@ -93,9 +93,9 @@ def test_readyz_follows_the_store(store: Store, serve: Serve) -> None:
         assert status() == 200
         proxy.unplug()
         until(lambda: status() == 503, seconds=5)
-        answer = service.http.get("/readyz")
-        assert answer.json()["code"] == "storage_unavailable"
-        assert "Retry-After" in answer.headers
+        response = service.http.get("/readyz")
+        assert response.json()["code"] == "storage_unavailable"
+        assert "Retry-After" in response.headers
         assert service.http.get("/healthz").status_code == 200
         proxy.plug()
         until(lambda: status() == 200, seconds=4)
@@ -103,14 +103,16 @@ def test_readyz_follows_the_store(store: Store, serve: Serve) -> None:
         until(lambda: status() == 503, seconds=5)
 
 
-def test_a_bucket_that_does_not_exist_is_said_at_start_and_after_it(
+def test_missing_bucket_is_logged_and_makes_the_service_unavailable(
     store: Store, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
     service = serve(bucket="no-such-bucket")
-    [said] = [record.getMessage() for record in caplog.records if record.name == "service.s3.calls"]
-    assert "create the bucket no-such-bucket with init-bucket" in said
+    [message] = [
+        record.getMessage() for record in caplog.records if record.name == "service.s3.calls"
+    ]
+    assert "create the bucket no-such-bucket with init-bucket" in message
     assert service.http.get("/readyz").json()["code"] == "storage_unavailable"
-    answer = service.http.post("/upload", content=b"bundle")
-    assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
-    answer = service.fetch("0" * 32, sign("the key of nothing", b""))
-    assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+    response = service.http.post("/upload", content=b"bundle")
+    assert (response.status_code, response.json()["code"]) == (503, "storage_unavailable")
+    response = service.fetch("0" * 32, sign("a signing key", b""))
+    assert (response.status_code, response.json()["code"]) == (503, "storage_unavailable")

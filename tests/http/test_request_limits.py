@@ -1,4 +1,4 @@
-"""Limits on a request's head, and the paths that are refused before anything routes them."""
+"""Limits on request heads and trailers, and paths that are refused before routing."""
 
 import json
 import socket
@@ -15,7 +15,7 @@ from service.http.middleware import MAX_TARGET_SIZE
 from service.http.problems import STATUS
 from service.http.server.parser import MAX_HEAD_LINES, MAX_HEAD_SIZE
 from tests.support.clients import path_spellings
-from tests.support.clients.malicious import Attack, attacking
+from tests.support.clients.malicious import HANGING, Attack, attacking
 from tests.support.clients.sockets import dial, raw_request, read_all, read_answer
 from tests.support.services.process import memory, serving_bucket
 from tests.support.services.thread import Service
@@ -32,18 +32,20 @@ CHUNKED = (
 
 
 def get(target: bytes, *lines: bytes) -> bytes:
+    """Return a GET request with these header lines."""
     return b"GET %b HTTP/1.1\r\n%b%b" % (target, b"".join(line + b"\r\n" for line in lines), END)
 
 
-def padded(size: int) -> bytes:
-    """Return a head of so many bytes whose lines are as long as 100 lines can be."""
-    lines = MAX_HEAD_LINES - 2
-    rest = size - len(get(b"/healthz", *[b"a:"] * lines))
-    each, more = divmod(rest, lines)
-    return get(b"/healthz", *(b"a:" + b"x" * (each + (at < more)) for at in range(lines)))
+def padded_get(size: int) -> bytes:
+    """Return a GET request of `size` bytes, with as many header lines as are allowed."""
+    count = MAX_HEAD_LINES - 2
+    padding = size - len(get(b"/healthz", *[b"a:"] * count))
+    per_line, extra = divmod(padding, count)
+    lines = (b"a:" + b"x" * (per_line + (number < extra)) for number in range(count))
+    return get(b"/healthz", *lines)
 
 
-def trailers(count: int, line: bytes = b"a:") -> bytes:
+def upload_with_trailers(count: int, line: bytes = b"a:") -> bytes:
     return CHUNKED + b"6\r\nbundle\r\n0\r\n" + (line + b"\r\n") * count + b"\r\n"
 
 
@@ -51,33 +53,42 @@ ACCEPTED = {
     "the longest target": get(b"/" * MAX_TARGET_SIZE),
     "the longest query": get(b"/healthz?" + b"x" * (MAX_TARGET_SIZE - 9)),
     "the most lines": get(b"/healthz", *[b"a:"] * (MAX_HEAD_LINES - 2)),
-    "the largest head": padded(MAX_HEAD_SIZE),
-    "the most trailers": trailers(MAX_HEAD_LINES),
+    "the largest head": padded_get(MAX_HEAD_SIZE),
+    "the most trailers": upload_with_trailers(MAX_HEAD_LINES),
 }
 REFUSED = {
-    "a longer target": (get(b"/" * (MAX_TARGET_SIZE + 1)), "uri_too_long"),
-    "a longer query": (get(b"/healthz?" + b"x" * (MAX_TARGET_SIZE - 8)), "uri_too_long"),
-    "a target that fills the head": (get(b"/" * 2 * MAX_HEAD_SIZE), "uri_too_long"),
+    "a target that is too long by one byte": (get(b"/" * (MAX_TARGET_SIZE + 1)), "uri_too_long"),
+    "a query that is too long by one byte": (
+        get(b"/healthz?" + b"x" * (MAX_TARGET_SIZE - 8)),
+        "uri_too_long",
+    ),
+    "a target longer than the largest head": (get(b"/" * 2 * MAX_HEAD_SIZE), "uri_too_long"),
     "a target without an end": (b"GET /" + b"x" * MIB, "uri_too_long"),
-    "one line more": (get(b"/healthz", *[b"a:"] * (MAX_HEAD_LINES - 1)), "headers_too_large"),
-    "many lines": (get(b"/healthz", *[b"a:"] * 5000), "headers_too_large"),
+    "too many lines by one": (
+        get(b"/healthz", *[b"a:"] * (MAX_HEAD_LINES - 1)),
+        "headers_too_large",
+    ),
+    "5,000 lines": (get(b"/healthz", *[b"a:"] * 5000), "headers_too_large"),
     "lines without an end": (b"GET / HTTP/1.1\r\n" + b"a:\r\n" * 100_000, "headers_too_large"),
-    "one byte more": (padded(MAX_HEAD_SIZE + 1), "headers_too_large"),
-    "a long line": (get(b"/healthz", b"a:" + b"x" * MAX_HEAD_SIZE), "headers_too_large"),
+    "a head that is too large by one byte": (padded_get(MAX_HEAD_SIZE + 1), "headers_too_large"),
+    "a line longer than the largest head": (
+        get(b"/healthz", b"a:" + b"x" * MAX_HEAD_SIZE),
+        "headers_too_large",
+    ),
     "a line without an end": (b"GET / HTTP/1.1\r\na:" + b"x" * MIB, "headers_too_large"),
-    "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "malformed_request"),
-    "no version": (b"GET /\r\n\r\n", "malformed_request"),
+    "a TLS handshake": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "malformed_request"),
+    "no HTTP version": (b"GET /\r\n\r\n", "malformed_request"),
 }
 
 
 @pytest.mark.parametrize("name", ACCEPTED)
-def test_the_largest_heads_are_served(service: Service, name: str) -> None:
+def test_request_at_a_limit_is_served(service: Service, name: str) -> None:
     assert raw_request(service.url, ACCEPTED[name]).startswith(b"HTTP/1.1 200 ")
 
 
-def whole(answer: bytes) -> tuple[int, dict[str, Any]]:
-    """Return the status and the problem of an answer that has arrived to its end."""
-    head, _, body = answer.partition(b"\r\n\r\n")
+def parse_problem(response: bytes) -> tuple[int, dict[str, Any]]:
+    """Return the status and the problem in a response, which has to be complete."""
+    head, _, body = response.partition(b"\r\n\r\n")
     lines = head.lower().split(b"\r\n")
     assert b"connection: close" in lines
     assert b"content-type: application/problem+json" in lines
@@ -86,8 +97,8 @@ def whole(answer: bytes) -> tuple[int, dict[str, Any]]:
     return int(head.split(b" ")[1]), problem
 
 
-def send_anyway(connection: socket.socket, request: bytes) -> None:
-    """Send all of this, or until the server has closed its end for good."""
+def send_until_closed(connection: socket.socket, request: bytes) -> None:
+    """Send a request; stop if the server closes or resets the connection."""
     try:
         connection.sendall(request)
     except (BrokenPipeError, ConnectionResetError):
@@ -95,65 +106,65 @@ def send_anyway(connection: socket.socket, request: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_head_over_a_limit_gets_a_problem(service: Service, name: str) -> None:
-    """The answer arrives whole, even where the client is still sending."""
+def test_request_over_a_limit_gets_a_problem(service: Service, name: str) -> None:
+    """The complete response arrives, even if the client is still sending."""
     request, code = REFUSED[name]
     with dial(service.url) as connection:
-        send_anyway(connection, request)
-        status, problem = whole(read_all(connection))
+        send_until_closed(connection, request)
+        status, problem = parse_problem(read_all(connection))
     assert (status, problem["code"]) == (STATUS[code], code)
     assert problem["status"] == status
 
 
-def test_too_many_trailers_end_an_upload(service: Service) -> None:
-    """A read holds up to 256 KiB of them; they would take 60,000 objects and 0.2 s."""
+def test_upload_with_too_many_trailers_is_refused(service: Service) -> None:
+    """A read of 256 KiB can hold 60,000 trailers, which would take 60,000 objects and 0.2 s."""
     service.clear()
     for request in (
-        trailers(MAX_HEAD_LINES + 2),
-        trailers(10, b"a:" + b"x" * 2000),
-        trailers(60_000),
+        upload_with_trailers(MAX_HEAD_LINES + 2),
+        upload_with_trailers(10, b"a:" + b"x" * 2000),
+        upload_with_trailers(60_000),
     ):
         with dial(service.url) as connection:
-            send_anyway(connection, request)
-            assert whole(read_all(connection))[0] == 431
+            send_until_closed(connection, request)
+            assert parse_problem(read_all(connection))[0] == 431
     assert service.objects() == []
 
 
-def test_a_refused_head_is_logged_once_with_its_code(
+def test_refused_head_is_logged_once_with_its_code(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("INFO", "service.http.server.connection"):
-        raw_request(service.url, REFUSED["many lines"][0])
-    logged = [record.getMessage() for record in caplog.records if "rejected" in record.getMessage()]
-    assert logged == ["rejected a request that could not be parsed: 431 headers_too_large"]
+        raw_request(service.url, REFUSED["5,000 lines"][0])
+    messages = [
+        record.getMessage() for record in caplog.records if "rejected" in record.getMessage()
+    ]
+    assert messages == ["rejected a request that could not be parsed: 431 headers_too_large"]
 
 
 @pytest.mark.parametrize("target", path_spellings.NOT_PRINTABLE)
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "HEAD", "PUT"])
-def test_a_path_that_is_not_printable_is_refused(
-    service: Service, target: str, method: str
-) -> None:
-    answer = raw_request(service.url, f"{method} {target} HTTP/1.1\r\n".encode() + END)
-    assert answer.startswith(b"HTTP/1.1 400 ")
-    assert method == "HEAD" or b'"code": "malformed_request"' in answer
+def test_path_that_is_not_printable_is_refused(service: Service, target: str, method: str) -> None:
+    response = raw_request(service.url, f"{method} {target} HTTP/1.1\r\n".encode() + END)
+    assert response.startswith(b"HTTP/1.1 400 ")
+    assert method == "HEAD" or b'"code": "malformed_request"' in response
 
 
 @pytest.mark.parametrize("target", path_spellings.ACCEPTED)
-def test_spellings_that_are_understood(service: Service, target: str) -> None:
+def test_path_in_other_spellings_is_normalised(service: Service, target: str) -> None:
     head, _, body = raw_request(service.url, get(target.encode())).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     assert body.startswith(path_spellings.ACCEPTED[target])
 
 
-# -- What heads cost ------------------------------------------------------------------------------
+# -- Cost of request heads ------------------------------------------------------------------------
 
-LINES = "".join(f"h{at:02}: {'x' * 150}\r\n" for at in range(MAX_HEAD_LINES - 2))
-HELD = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: {64 * KIB}\r\n{LINES}\r\n"
+LINES = "".join(f"h{number:02}: {'x' * 150}\r\n" for number in range(MAX_HEAD_LINES - 2))
+NO_BODY = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: {64 * KIB}\r\n{LINES}\r\n"
 HALF_SENT = f"POST /upload HTTP/1.1\r\nHost: x\r\n{LINES}x: "
-IDLE = f"GET /healthz HTTP/1.1\r\nHost: x\r\nx: y\r\n{LINES}\r\n"
+COMPLETE = f"GET /healthz HTTP/1.1\r\nHost: x\r\nx: y\r\n{LINES}\r\n"
 
 FLOODS = {
-    "lines": IDLE,
+    "lines": COMPLETE,
     "short lines": "GET /healthz HTTP/1.1\r\nHost: x\r\n"
     + "a:\r\n" * (MAX_HEAD_LINES - 1)
     + "\r\n",
@@ -177,20 +188,20 @@ FLOODS = {
 
 
 def slowest_health_check(url: str, *, count: int) -> float:
-    """Return the longest of so many requests, in seconds."""
-    took = []
+    """Return the seconds that the slowest of `count` requests took."""
+    durations = []
     with httpx.Client(base_url=url, trust_env=False) as http:
         for _ in range(count):
-            began = time.monotonic()
+            started = time.monotonic()
             assert http.get("/healthz").status_code == 200
-            took.append(time.monotonic() - began)
-    return max(took)
+            durations.append(time.monotonic() - started)
+    return max(durations)
 
 
 @pytest.mark.parametrize("name", FLOODS)
 @pytest.mark.soak
-def test_health_beside_ten_floods_of_heads(store: Store, s3: Any, name: str) -> None:
-    """Ten connections send these without a pause; each /healthz answers within 100 ms."""
+def test_health_check_is_fast_during_a_flood_of_requests(store: Store, s3: Any, name: str) -> None:
+    """Ten connections send requests without a pause. Each health check takes less than 100 ms."""
     with serving_bucket(store, new_bucket(s3)) as (url, _):
         slowest_health_check(url, count=10)
         with attacking(url, Attack(10, FLOODS[name], flood=True)) as attackers:
@@ -202,27 +213,27 @@ def test_health_beside_ten_floods_of_heads(store: Store, s3: Any, name: str) -> 
 
 
 @contextmanager
-def heads(url: str, count: int) -> Iterator[None]:
-    """Keep `count` connections idle after the largest head, as many held, and as many half sent."""
-    attacks = Attack(count, HELD, every=5), Attack(count, HALF_SENT, every=5)
-    with ExitStack() as idle, attacking(url, *attacks) as attackers:
+def connections_with_large_heads(url: str, count: int) -> Iterator[None]:
+    """Keep `count` connections in each state: idle, waiting for a body, and with half a head."""
+    attacks = Attack(count, NO_BODY, every=5), Attack(count, HALF_SENT, every=5)
+    with ExitStack() as connections, attacking(url, *attacks) as attackers:
         for _ in range(count):
-            connection = idle.enter_context(dial(url))
-            connection.sendall(IDLE.encode())
+            connection = connections.enter_context(dial(url))
+            connection.sendall(COMPLETE.encode())
             assert read_answer(connection).startswith(b"HTTP/1.1 200")
         yield
-        held, half_sent = attackers.stop()
-    assert set(held.counts) <= {"held", "408"}
-    assert set(half_sent.counts) <= {"held", "reset"}
+        no_body, half_sent = attackers.stop()
+    assert set(no_body.counts) <= {HANGING, "408"}
+    assert set(half_sent.counts) <= {HANGING, "reset"}
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.soak)])
-def test_memory_of_many_heads(store: Store, s3: Any, count: int) -> None:
-    """The budget + 160 MiB hold 1,000 idle, 1,000 held and 1,000 half-sent heads."""
+def test_memory_for_many_request_heads_is_bounded(store: Store, s3: Any, count: int) -> None:
+    """The memory budget + 160 MiB are enough for 1,000 connections in each of three states."""
     with serving_bucket(store, new_bucket(s3), HISTORY_MEMORY_BUDGET="64MiB") as (url, process):
         slowest_health_check(url, count=10)
         before = memory(process.pid, "VmRSS")
-        with heads(url, count):
+        with connections_with_large_heads(url, count):
             loaded = memory(process.pid, "VmRSS")
         peak = memory(process.pid, "VmHWM")
     print(f"\n3 × {count} heads: {before / MIB:.0f} MiB without, {loaded / MIB:.0f} MiB with them")

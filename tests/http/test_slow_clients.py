@@ -1,4 +1,4 @@
-"""How slow a client may be."""
+"""Timeouts for slow clients: the time left for the next byte, and the timeout of each wait."""
 
 import asyncio
 import gc
@@ -14,11 +14,11 @@ from service.http.slow_clients import GRACE_PERIOD, MIN_RATE, ClientRate, Client
 
 
 @pytest.mark.parametrize(
-    ("waits", "left"),
+    ("waits", "time_left"),
     [
         ([], GRACE_PERIOD),
-        ([(4, 0)], 6),  # nothing for 4 s, and 0 B/s on average from 10 s on
-        ([(9, 100 * MIN_RATE)], 30),  # what came buys time: 100 s in all, 30 at a stretch
+        ([(4, 0)], 6),  # The minimum rate applies after 10 s of waiting.
+        ([(9, 100 * MIN_RATE)], 30),  # Enough bytes for 100 s, but the timeout is 30 s.
         ([(9, 100 * MIN_RATE), (29, 0)], 1),
         ([(9, 100 * MIN_RATE), (29, 0), (0, 1)], 30),
         ([(11, 11 * MIN_RATE)], 0),
@@ -26,81 +26,84 @@ from service.http.slow_clients import GRACE_PERIOD, MIN_RATE, ClientRate, Client
         ([(30, 0)], -20),
     ],
 )
-def test_what_is_left(waits: list[tuple[float, int]], left: float) -> None:
-    pace = ClientRate(30)
-    for seconds, moved in waits:
-        pace.record(seconds, moved)
-    assert pace.time_left == pytest.approx(left, abs=0.001)
+def test_time_left_depends_on_the_timeout_and_the_average_rate(
+    waits: list[tuple[float, int]], time_left: float
+) -> None:
+    rate = ClientRate(30)
+    for seconds, transferred in waits:
+        rate.record(seconds, transferred)
+    assert rate.time_left == pytest.approx(time_left, abs=0.001)
 
 
-def test_little_patience_bounds_even_the_first_wait() -> None:
+def test_short_timeout_limits_even_the_first_wait() -> None:
     assert ClientRate(1).time_left == 1
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
+    """Run an asynchronous test, for 10 seconds at most."""
     asyncio.run(asyncio.wait_for(test, 10))
 
 
-def cancellations() -> int:
+def pending_cancellations() -> int:
     task = asyncio.current_task()
     assert task is not None
     return task.cancelling()
 
 
-async def for_ever() -> None:
+async def wait_forever() -> None:
     await asyncio.Event().wait()
 
 
-def test_who_sends_nothing_is_waited_for_so_long() -> None:
+def test_wait_times_out_if_the_client_sends_nothing() -> None:
     async def test() -> None:
-        with closing(ClientTimeout(ClientRate(0.2))) as patience:
+        with closing(ClientTimeout(ClientRate(0.2))) as timeout:
             for _ in range(2):
-                began = time.monotonic()
-                with pytest.raises(TimeoutError), patience:
-                    await for_ever()
-                assert 0.19 < time.monotonic() - began < 5
-                assert cancellations() == 0
+                started = time.monotonic()
+                with pytest.raises(TimeoutError), timeout:
+                    await wait_forever()
+                assert 0.19 < time.monotonic() - started < 5
+                assert pending_cancellations() == 0
 
     run(test())
 
 
-def test_time_that_is_over_leaves_none_for_the_next_wait() -> None:
+def test_wait_times_out_at_once_if_no_time_is_left() -> None:
     async def test() -> None:
-        pace = ClientRate(10)
-        pace.record(10, 0)
-        with closing(ClientTimeout(pace)) as patience:
-            with patience:
-                pass  # What is there already is taken.
-            began = time.monotonic()
-            with pytest.raises(TimeoutError), patience:
-                await for_ever()
-            assert time.monotonic() - began < 5
+        rate = ClientRate(10)
+        rate.record(10, 0)
+        with closing(ClientTimeout(rate)) as timeout:
+            with timeout:
+                pass  # Data that has already arrived is still read.
+            started = time.monotonic()
+            with pytest.raises(TimeoutError), timeout:
+                await wait_forever()
+            assert time.monotonic() - started < 5
 
     run(test())
 
 
-def test_only_waiting_counts_and_what_comes_buys_time() -> None:
-    """Longer than it has patience, in waits and in pauses between them."""
+def test_each_byte_restarts_the_timeout_and_pauses_do_not_count() -> None:
+    """The waits together, and the pauses between them, are longer than the timeout."""
 
     async def test() -> None:
-        pace = ClientRate(0.3)
-        with closing(ClientTimeout(pace)) as patience:
+        rate = ClientRate(0.3)
+        with closing(ClientTimeout(rate)) as timeout:
             for seconds in (0.2, 0.2, 0.2):
-                began = time.monotonic()
-                with patience:
+                started = time.monotonic()
+                with timeout:
                     await asyncio.sleep(seconds)
-                pace.record(time.monotonic() - began, 1)
+                rate.record(time.monotonic() - started, 1)
                 await asyncio.sleep(0.4)
-        assert cancellations() == 0
+        assert pending_cancellations() == 0
 
     run(test())
 
 
-def test_a_cancellation_stays_one() -> None:
+def test_cancellation_does_not_become_a_timeout() -> None:
     async def test() -> None:
         async def wait() -> None:
-            with closing(ClientTimeout(ClientRate(10))) as patience, patience:
-                await for_ever()
+            with closing(ClientTimeout(ClientRate(10))) as timeout, timeout:
+                await wait_forever()
 
         task = asyncio.create_task(wait())
         await asyncio.sleep(0)
@@ -112,20 +115,20 @@ def test_a_cancellation_stays_one() -> None:
     run(test())
 
 
-@pytest.mark.parametrize("first", ["patience", "cancellation"])
-def test_a_cancellation_at_the_same_moment_stays_one(first: str) -> None:
-    """As at the end of a server, which would wait for this task for ever."""
+@pytest.mark.parametrize("first", ["timeout", "cancellation"])
+def test_cancellation_at_the_moment_of_the_timeout_is_not_lost(first: str) -> None:
+    """Otherwise a server that cancels its tasks at shutdown would wait forever for this one."""
 
     async def test() -> None:
         async def wait() -> None:
-            with closing(ClientTimeout(ClientRate(0.05))) as patience, patience:
+            with closing(ClientTimeout(ClientRate(0.05))) as timeout, timeout:
                 try:
-                    await for_ever()
+                    await wait_forever()
                 except asyncio.CancelledError:
-                    if first == "patience":
+                    if first == "timeout":
                         task.cancel()
                     else:
-                        await for_ever()
+                        await wait_forever()
                     raise
 
         task = asyncio.create_task(wait())
@@ -139,16 +142,16 @@ def test_a_cancellation_at_the_same_moment_stays_one(first: str) -> None:
     run(test())
 
 
-def test_a_time_out_that_was_ignored_is_over() -> None:
+def test_suppressed_timeout_does_not_affect_the_next_wait() -> None:
     async def test() -> None:
         async def wait() -> None:
-            with closing(ClientTimeout(ClientRate(0.05))) as patience:
-                with patience, suppress(asyncio.CancelledError):
-                    await for_ever()
-                assert cancellations() == 0
+            with closing(ClientTimeout(ClientRate(0.05))) as timeout:
+                with timeout, suppress(asyncio.CancelledError):
+                    await wait_forever()
+                assert pending_cancellations() == 0
                 task.cancel()
-                with patience:
-                    await for_ever()
+                with timeout:
+                    await wait_forever()
 
         task = asyncio.create_task(wait())
         with pytest.raises(asyncio.CancelledError):
@@ -158,17 +161,17 @@ def test_a_time_out_that_was_ignored_is_over() -> None:
     run(test())
 
 
-def test_nothing_is_left_of_it_where_its_generator_is_closed_in_the_middle() -> None:
-    """Neither a timer, which would hold it, nor a wait that goes on."""
+def test_closing_a_generator_early_leaves_no_timer_and_no_wait() -> None:
+    """A timer would keep the `ClientTimeout` in memory."""
 
     async def test() -> None:
-        kept = list[weakref.ref[ClientTimeout]]()
+        references = list[weakref.ref[ClientTimeout]]()
 
         async def chunks() -> AsyncGenerator[int, None]:
-            with closing(ClientTimeout(ClientRate(0.1))) as patience:
-                kept.append(weakref.ref(patience))
+            with closing(ClientTimeout(ClientRate(0.1))) as timeout:
+                references.append(weakref.ref(timeout))
                 for number in range(3):
-                    with patience:
+                    with timeout:
                         await asyncio.sleep(0)
                     yield number
 
@@ -176,28 +179,28 @@ def test_nothing_is_left_of_it_where_its_generator_is_closed_in_the_middle() -> 
         assert [await anext(body), await anext(body)] == [0, 1]
         await body.aclose()
         gc.collect()
-        assert kept[0]() is None
+        assert references[0]() is None
         await asyncio.sleep(0.2)
-        assert cancellations() == 0
+        assert pending_cancellations() == 0
 
     run(test())
 
 
 def test_one_timer_serves_all_waits() -> None:
     async def test() -> None:
-        set_off = 0
+        reads = 0
 
-        class Counting(ClientRate):
+        class CountingRate(ClientRate):
             @property
             def time_left(self) -> float:
-                nonlocal set_off
-                set_off += 1
+                nonlocal reads
+                reads += 1
                 return super().time_left
 
-        with closing(ClientTimeout(Counting(10))) as patience:
+        with closing(ClientTimeout(CountingRate(10))) as timeout:
             for _ in range(100):
-                with patience:
+                with timeout:
                     await asyncio.sleep(0)
-        assert set_off == 1
+        assert reads == 1
 
     run(test())

@@ -21,7 +21,7 @@ from selenium.webdriver.chrome.service import Service as Driver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.remote_connection import RemoteConnection
 
-from tests.http.about.page import AS_A_BROWSER, conversation
+from tests.http.about.page import BROWSER_HEADERS, example_commands
 from tests.support.clients.signing import sign
 from tests.support.proxy import Fault, Proxy, Respond
 from tests.support.services.thread import Serve, Service
@@ -38,7 +38,7 @@ in_chromium = pytest.mark.xdist_group("chromium")
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    """One Chromium for all tests; it keeps to itself and to this machine."""
+    """One Chromium for all tests. Its features that use the network are off."""
     if CHROMIUM is None or DRIVER is None:
         if os.environ.get("CI") == "true":
             pytest.fail(NOT_INSTALLED)
@@ -69,27 +69,32 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chr
 
 
 def console(driver: webdriver.Chrome) -> list[Any]:
-    """What the console has shown since the last call: errors, and violations of the policy."""
-    shown: list[Any] = driver.execute("getLog", {"type": "browser"})["value"]
-    return shown
+    """Return the console's messages since the last call: errors and violations of the policy."""
+    messages: list[Any] = driver.execute("getLog", {"type": "browser"})["value"]
+    return messages
 
 
 def luminance(colour: str) -> float:
-    """WCAG's relative luminance of a CSS rgb()."""
+    """Return the relative luminance, as WCAG defines it, of a CSS `rgb()` colour."""
     channels = [int(channel) / 255 for channel in re.findall(r"\d+", colour)[:3]]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return sum(part * weight for part, weight in zip(linear, (0.2126, 0.7152, 0.0722), strict=True))
+    linear = [
+        channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4
+        for channel in channels
+    ]
+    return sum(
+        value * weight for value, weight in zip(linear, (0.2126, 0.7152, 0.0722), strict=True)
+    )
 
 
 COLOURS = """
-    const painted = element => {
+    const background = element => {
         const colour = getComputedStyle(element).backgroundColor;
-        return colour === "rgba(0, 0, 0, 0)" ? painted(element.parentElement) : colour;
+        return colour === "rgba(0, 0, 0, 0)" ? background(element.parentElement) : colour;
     };
     return [...document.body.querySelectorAll("*")]
         .filter(element => [...element.childNodes].some(
             node => node.nodeType === Node.TEXT_NODE && node.data.trim()))
-        .map(element => [element.innerText, getComputedStyle(element).color, painted(element)]);
+        .map(element => [element.innerText, getComputedStyle(element).color, background(element)]);
 """
 
 
@@ -98,7 +103,7 @@ COLOURS = """
     ("scheme", "width"),
     [("light", 1280), ("dark", 1280), ("light", 390), ("dark", 390), ("light", 320)],
 )
-def test_how_it_looks(
+def test_page_is_readable_and_fits_the_window(
     chromium: webdriver.Chrome, service: Service, tmp_path: Path, scheme: str, width: int
 ) -> None:
     chromium.execute_cdp_cmd(
@@ -113,33 +118,34 @@ def test_how_it_looks(
     chromium.get(service.url)
     assert console(chromium) == []
     assert chromium.execute_script("return document.scripts.length") == 0
-    wide = "return [document.documentElement.scrollWidth, innerWidth, document.body.clientWidth]"
-    scrolled, window, body = chromium.execute_script(wide)
-    assert scrolled <= window
-    assert body <= window == width
+    scroll_width, window_width, body_width = chromium.execute_script(
+        "return [document.documentElement.scrollWidth, innerWidth, document.body.clientWidth]"
+    )
+    assert scroll_width <= window_width
+    assert body_width <= window_width == width
     colours = chromium.execute_script(COLOURS)
     assert len(colours) > 15
     for text, colour, background in colours:
-        light, dark = sorted((luminance(colour), luminance(background)), reverse=True)
-        assert (light + 0.05) / (dark + 0.05) >= 4.5, text
+        lighter, darker = sorted((luminance(colour), luminance(background)), reverse=True)
+        assert (lighter + 0.05) / (darker + 0.05) >= 4.5, text
         assert (luminance(background) > 0.5) is (scheme == "light")
-    shot = chromium.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
-    picture = tmp_path / f"{scheme}-{width}.png"
-    picture.write_bytes(base64.b64decode(shot["data"]))
-    print(picture)
+    screenshot = chromium.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+    image = tmp_path / f"{scheme}-{width}.png"
+    image.write_bytes(base64.b64decode(screenshot["data"]))
+    print(image)
 
 
 @in_chromium
-def test_one_click_selects_its_lines(chromium: webdriver.Chrome, service: Service) -> None:
+def test_one_click_selects_the_commands(chromium: webdriver.Chrome, service: Service) -> None:
     chromium.get(service.url)
     chromium.find_element(By.CSS_SELECTOR, "pre code").click()
     selected = chromium.execute_script("return getSelection().toString()")
-    page = service.http.get("/", headers=AS_A_BROWSER).text
-    assert selected.strip() == conversation(page).strip()
+    page = service.http.get("/", headers=BROWSER_HEADERS).text
+    assert selected.strip() == example_commands(page).strip()
 
 
-class Blank(http.server.BaseHTTPRequestHandler):
-    """A page of somebody else's."""
+class BlankPageHandler(http.server.BaseHTTPRequestHandler):
+    """Serves a blank page: a page of another origin than the service's."""
 
     def do_GET(self) -> None:
         body = b"<!doctype html><title>another origin</title><link rel=icon href=data:,>"
@@ -150,12 +156,12 @@ class Blank(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Not a word."""
+        """Log nothing."""
 
 
 @contextmanager
-def serving_blank() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Blank) as server:
+def serving_blank_page() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), BlankPageHandler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
@@ -169,103 +175,107 @@ FETCH = """
     const [url, options, size, done] = arguments;
     if (size) options.body = new Uint8Array(size);
     fetch(url, options).then(
-        async answer => done({
-            status: answer.status,
-            headers: Object.fromEntries(answer.headers),
-            text: await answer.text(),
+        async response => done({
+            status: response.status,
+            headers: Object.fromEntries(response.headers),
+            text: await response.text(),
         }),
         error => done({error: String(error)}));
 """
 
 
-class Elsewhere:
-    """A page of another origin than the service's, in Chromium."""
+class OtherOrigin:
+    """A page of another origin than the service's, open in Chromium."""
 
     def __init__(self, driver: webdriver.Chrome, url: str) -> None:
         self._driver = driver
         driver.get(url)
 
     def fetch(self, url: str, *, size: int = 0, **options: object) -> Any:
-        """What a page's script sees of an answer; `size` sends so many zeros."""
-        answer = self._driver.execute_async_script(FETCH, url, options, size)
-        assert "error" not in answer, answer
-        return answer
+        """Return the response as a script sees it. With a `size`, send that many zero bytes."""
+        response = self._driver.execute_async_script(FETCH, url, options, size)
+        assert "error" not in response, response
+        return response
 
 
 @pytest.fixture
-def elsewhere(chromium: webdriver.Chrome) -> Iterator[Elsewhere]:
-    with serving_blank() as url:
-        yield Elsewhere(chromium, url)
+def other_origin(chromium: webdriver.Chrome) -> Iterator[OtherOrigin]:
+    with serving_blank_page() as url:
+        yield OtherOrigin(chromium, url)
 
 
 @in_chromium
-def test_another_origin_uploads_fetches_and_deletes(
-    elsewhere: Elsewhere, service: Service, caplog: pytest.LogCaptureFixture
+def test_page_of_another_origin_can_upload_download_and_delete(
+    other_origin: OtherOrigin, service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = "an encrypted bundle"
     proof = sign(KEY, bundle.encode())
     with caplog.at_level("INFO", logger="service.http.access_log"):
-        sent = elsewhere.fetch(
+        uploaded = other_origin.fetch(
             f"{service.url}/upload", method="POST", body=bundle, headers={**proof, "X-TTL": "60"}
         )
-    asked = [record.getMessage().split()[:3] for record in caplog.records]
-    assert asked == [["OPTIONS", "/upload", "200"], ["POST", "/upload", "200"]]
-    assert sent["headers"]["location"] == f"/files/{sent['text']}"
+    requests = [record.getMessage().split()[:3] for record in caplog.records]
+    assert requests == [["OPTIONS", "/upload", "200"], ["POST", "/upload", "200"]]
+    assert uploaded["headers"]["location"] == f"/files/{uploaded['text']}"
 
-    url = f"{service.url}{sent['headers']['location']}"
-    got = elsewhere.fetch(url, headers=proof)
-    assert (got["status"], got["text"]) == (200, bundle)
+    url = f"{service.url}{uploaded['headers']['location']}"
+    downloaded = other_origin.fetch(url, headers=proof)
+    assert (downloaded["status"], downloaded["text"]) == (200, bundle)
     digest = base64.b64encode(hashlib.sha256(bundle.encode()).digest()).decode()
-    assert got["headers"]["repr-digest"] == f"sha-256=:{digest}:"
-    assert got["headers"]["sunset"] == sent["headers"]["sunset"]
-    assert {"etag", "last-modified", "accept-ranges", "content-disposition"} <= got[
+    assert downloaded["headers"]["repr-digest"] == f"sha-256=:{digest}:"
+    assert downloaded["headers"]["sunset"] == uploaded["headers"]["sunset"]
+    assert {"etag", "last-modified", "accept-ranges", "content-disposition"} <= downloaded[
         "headers"
     ].keys()
 
-    rest = {**proof, "Range": "bytes=3-", "If-Range": got["headers"]["etag"]}
-    part = elsewhere.fetch(url, headers=rest)
-    assert (part["status"], part["text"]) == (206, bundle[3:])
-    assert part["headers"]["content-range"] == f"bytes 3-{len(bundle) - 1}/{len(bundle)}"
+    range_headers = {**proof, "Range": "bytes=3-", "If-Range": downloaded["headers"]["etag"]}
+    partial = other_origin.fetch(url, headers=range_headers)
+    assert (partial["status"], partial["text"]) == (206, bundle[3:])
+    assert partial["headers"]["content-range"] == f"bytes 3-{len(bundle) - 1}/{len(bundle)}"
 
-    other = elsewhere.fetch(url, headers={**proof, "If-Match": '"another"'})
-    assert (other["status"], json.loads(other["text"])["code"]) == (412, "precondition_failed")
-    assert elsewhere.fetch(url, method="DELETE", headers=proof)["status"] == 204
-    again = elsewhere.fetch(url, headers=proof)
-    assert (again["status"], json.loads(again["text"])["code"]) == (404, "not_found")
+    refused = other_origin.fetch(url, headers={**proof, "If-Match": '"another"'})
+    assert (refused["status"], json.loads(refused["text"])["code"]) == (412, "precondition_failed")
+    assert other_origin.fetch(url, method="DELETE", headers=proof)["status"] == 204
+    missing = other_origin.fetch(url, headers=proof)
+    assert (missing["status"], json.loads(missing["text"])["code"]) == (404, "not_found")
 
 
 @in_chromium
-def test_another_origin_reads_what_went_wrong(
-    elsewhere: Elsewhere, serve: Serve, store: Store
+def test_page_of_another_origin_can_read_problems(
+    other_origin: OtherOrigin, serve: Serve, store: Store
 ) -> None:
     with Proxy(store.endpoint_url) as proxy:
         service = serve(endpoint_url=proxy.url, max_bundle_size=1000)
         url = f"{service.url}/files/{service.upload(b'bundle')}"
         proof = sign(KEY, b"bundle")
-        wrong = sign("another key", b"another bundle")
+        wrong_proof = sign("another key", b"another bundle")
         upload = f"{service.url}/upload"
         problems = [
-            (400, "missing_header", elsewhere.fetch(url)),
-            (401, "invalid_hmac", elsewhere.fetch(url, headers=wrong)),
-            (404, "not_found", elsewhere.fetch(f"{service.url}/files/{uuid4()}", headers=proof)),
-            (404, "not_found", elsewhere.fetch(f"{service.url}/nowhere")),
-            (405, "method_not_allowed", elsewhere.fetch(upload)),
-            (413, "bundle_too_large", elsewhere.fetch(upload, method="POST", size=1001)),
-            (413, "bundle_too_large", elsewhere.fetch(upload, method="POST", size=20 << 20)),
+            (400, "missing_header", other_origin.fetch(url)),
+            (401, "invalid_hmac", other_origin.fetch(url, headers=wrong_proof)),
+            (404, "not_found", other_origin.fetch(f"{service.url}/files/{uuid4()}", headers=proof)),
+            (404, "not_found", other_origin.fetch(f"{service.url}/nowhere")),
+            (405, "method_not_allowed", other_origin.fetch(upload)),
+            (413, "bundle_too_large", other_origin.fetch(upload, method="POST", size=1001)),
+            (413, "bundle_too_large", other_origin.fetch(upload, method="POST", size=20 << 20)),
             (
                 416,
                 "range_not_satisfiable",
-                elsewhere.fetch(url, headers={**proof, "Range": "bytes=9-"}),
+                other_origin.fetch(url, headers={**proof, "Range": "bytes=9-"}),
             ),
-            (422, "hmac_mismatch", elsewhere.fetch(upload, method="POST", body="x", headers=proof)),
+            (
+                422,
+                "hmac_mismatch",
+                other_origin.fetch(upload, method="POST", body="x", headers=proof),
+            ),
         ]
         proxy.faults.append(Fault("GetObjectTagging", Respond(403, "AccessDenied"), times=None))
-        problems.append((503, "storage_unavailable", elsewhere.fetch(url, headers=proof)))
-    for status, code, answer in problems:
-        problem = json.loads(answer["text"])
-        assert (answer["status"], problem["status"], problem["code"]) == (status, status, code)
-        assert answer["headers"]["content-type"] == "application/problem+json"
-    headers = {status: answer["headers"] for status, _, answer in problems}
+        problems.append((503, "storage_unavailable", other_origin.fetch(url, headers=proof)))
+    for status, code, response in problems:
+        problem = json.loads(response["text"])
+        assert (response["status"], problem["status"], problem["code"]) == (status, status, code)
+        assert response["headers"]["content-type"] == "application/problem+json"
+    headers = {status: response["headers"] for status, _, response in problems}
     assert headers[401]["www-authenticate"] == "XMTP-HMAC-SHA256"
     assert headers[405]["allow"] == "POST"
     assert headers[416]["content-range"] == "bytes */6"
