@@ -1,4 +1,4 @@
-"""The settings: what the environment may say, and every mistake at once."""
+"""The settings: valid and invalid values, and a report of all mistakes at once."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def _bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HISTORY_BUCKET", "a-bucket")
 
 
-def test_defaults() -> None:
+def test_default_settings() -> None:
     loaded = settings.load()
     assert loaded.bucket == "a-bucket"
     assert loaded.prefix == "bundles/"
@@ -25,7 +25,7 @@ def test_defaults() -> None:
     assert (loaded.log_format, loaded.log_level) == ("json", "info")
 
 
-VALUES = [
+VALID_VALUES = [
     ("RETENTION", "90m", 5400),
     ("RETENTION", "72h", 72 * 3600),
     ("RETENTION", " 1 d ", 86_400),
@@ -48,13 +48,15 @@ VALUES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value", "expected"), VALUES)
-def test_values(monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: object) -> None:
+@pytest.mark.parametrize(("name", "value", "expected"), VALID_VALUES)
+def test_valid_value_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: object
+) -> None:
     monkeypatch.setenv(f"HISTORY_{name}", value)
     assert getattr(settings.load(), name.lower()) == expected
 
 
-MISTAKES = [
+INVALID_VALUES = [
     ("BUCKET", "Not A Bucket"),
     ("PREFIX", "/absolute/"),
     ("PREFIX", "no-slash"),
@@ -81,8 +83,10 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), MISTAKES)
-def test_a_mistake_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+@pytest.mark.parametrize(("name", "value"), INVALID_VALUES)
+def test_invalid_value_is_reported_with_its_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     monkeypatch.setenv(f"HISTORY_{name}", value)
     with pytest.raises(SettingsError) as caught:
         settings.load()
@@ -94,13 +98,15 @@ def test_a_mistake_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: s
 @pytest.mark.parametrize(
     "value", ["app.example", "https://app.example/", "https://App.example", " , "]
 )
-def test_an_origin_that_no_browser_sends(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_origin_that_no_browser_sends_is_refused(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
     monkeypatch.setenv("HISTORY_CORS_ORIGINS", value)
     with pytest.raises(SettingsError, match="HISTORY_CORS_ORIGINS: "):
         settings.load()
 
 
-def test_all_mistakes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_mistakes_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HISTORY_BUCKET")
     monkeypatch.setenv("HISTORY_PORT", "x")
     monkeypatch.setenv("HISTORY_RETENTION", "x")
@@ -113,25 +119,29 @@ def test_all_mistakes_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_more_parts_than_s3_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_need_more_parts_than_s3_allows_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("HISTORY_MAX_BUNDLE_SIZE", "100GiB")
     with pytest.raises(SettingsError, match="HISTORY_PART_SIZE: should be at least 10737419B"):
         settings.load()
 
 
-def test_a_budget_below_two_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_budget_below_two_parts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HISTORY_MEMORY_BUDGET", "15MiB")
     with pytest.raises(SettingsError, match="HISTORY_MEMORY_BUDGET: should be at least two parts"):
         settings.load()
 
 
-def test_defaults_of_a_caller_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_overrides_the_defaults_of_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.load(bucket="another").bucket == "a-bucket"
     monkeypatch.delenv("HISTORY_BUCKET")
     assert settings.load(bucket="another").bucket == "another"
 
 
-def test_the_region_is_botocores_own_but_for_aws_region(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aws_region_is_loaded_only_without_aws_default_region(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert settings.load().region is None
     monkeypatch.setenv("AWS_REGION", "eu-west-3")
     assert settings.load().region == "eu-west-3"
