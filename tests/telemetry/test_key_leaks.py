@@ -1,4 +1,4 @@
-"""The guard that searches all that services say for signing keys finds them."""
+"""The search for signing keys in the output of services finds keys that leak."""
 
 import io
 import logging
@@ -15,7 +15,7 @@ KEY = "a key that leaks"
 
 @pytest.fixture
 def leaks() -> Leaks:
-    """Another one than that of the tests, which has to find nothing."""
+    """Another object than `LEAKS`, in which no test may leave a leak."""
     leaks = Leaks()
     leaks.used(KEY)
     return leaks
@@ -24,10 +24,10 @@ def leaks() -> Leaks:
 @pytest.mark.parametrize(
     "name", ["service.http.routes", "botocore.hooks", "uvicorn.error", "asyncio"]
 )
-def test_a_key_in_a_log_record_is_found(leaks: Leaks, name: str) -> None:
+def test_key_in_a_log_record_is_found(leaks: Leaks, name: str) -> None:
     log = logging.getLogger(name)
     with leaks.listening():
-        log.debug("a proof with %s", "a key that nobody has")
+        log.debug("a proof with %s", "a key that no client uses")
         assert not leaks.found
         log.debug("a proof with %s", KEY)
         log.info("a field", extra={"fields": {"header": KEY.encode()}})
@@ -37,13 +37,13 @@ def test_a_key_in_a_log_record_is_found(leaks: Leaks, name: str) -> None:
             log.debug("failed", exc_info=True)
     log.debug(KEY)
     assert len(leaks.found) == 3
-    assert all(test_a_key_in_a_log_record_is_found.__name__ in found for found in leaks.found)
+    assert all(test_key_in_a_log_record_is_found.__name__ in finding for finding in leaks.found)
 
 
 @pytest.mark.parametrize(
     ("path", "status"), [("/upload", 400), ("/files/x", 503), ("/metrics", 200)]
 )
-def test_a_key_in_an_answer_is_found(leaks: Leaks, path: str, status: int) -> None:
+def test_key_in_a_response_is_found(leaks: Leaks, path: str, status: int) -> None:
     echo = httpx.MockTransport(
         lambda request: httpx.Response(status, text=request.headers.get("X-SIGNING-KEY", ""))
     )
@@ -53,23 +53,23 @@ def test_a_key_in_an_answer_is_found(leaks: Leaks, path: str, status: int) -> No
     assert len(leaks.found) == 1
 
 
-def test_a_key_in_the_output_of_a_process_is_found(leaks: Leaks) -> None:
-    passed_on = list[str]()
-    with leaks.reading(io.StringIO(f"one line\nanother with {KEY}\n"), passed_on.append):
+def test_key_in_the_output_of_a_process_is_found(leaks: Leaks) -> None:
+    forwarded = list[str]()
+    with leaks.reading(io.StringIO(f"one line\nanother with {KEY}\n"), forwarded.append):
         pass
     assert len(leaks.found) == 1
-    assert len(passed_on) == 2
+    assert len(forwarded) == 2
 
 
-@pytest.mark.parametrize("key", ["schlüssel und riegel".encode(), b"\xff\xfe no text \xfd"])
-def test_a_key_that_is_no_text_is_found_however_it_is_written(leaks: Leaks, key: bytes) -> None:
+@pytest.mark.parametrize("key", ["schlüssel und riegel".encode(), b"\xff\xfe not text \xfd"])
+def test_key_with_other_bytes_than_ascii_is_found_in_every_form(leaks: Leaks, key: bytes) -> None:
     leaks.used(key)
     for text in (key.decode(errors="replace"), key.decode("latin-1"), f"{key!r}"):
-        leaks.search("anywhere", f"it was {text}.")
+        leaks.search("anywhere", f"the key is {text}.")
     assert len(leaks.found) == 3
 
 
-def test_the_latest_keys_are_searched_for(leaks: Leaks) -> None:
+def test_only_the_latest_keys_are_searched_for(leaks: Leaks) -> None:
     for number in range(MOST):
         leaks.used(f"key number {number}")
     leaks.search("anywhere", f"key number {MOST - 1}")
@@ -77,7 +77,7 @@ def test_the_latest_keys_are_searched_for(leaks: Leaks) -> None:
     assert len(leaks.found) == 1
 
 
-def test_all_that_the_tests_services_say_is_searched(service: Service) -> None:
+def test_all_output_of_the_services_in_tests_is_searched(service: Service) -> None:
     before = LEAKS.searched.copy()
     service.fetch(service.upload(b"bundle"), sign("the key of another", b"bundle"))
     service.fetch(service.upload(b"bundle"))

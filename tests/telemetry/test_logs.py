@@ -1,4 +1,4 @@
-"""The log's lines."""
+"""The format of log lines, and records that are dropped."""
 
 import asyncio
 import contextvars
@@ -12,10 +12,10 @@ from service.telemetry import logs, timing
 pytestmark = pytest.mark.usefixtures("_restored_logging")
 
 
-def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_format_writes_one_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("json", "info")
     log = logging.getLogger("service.test")
-    log.debug("not this")
+    log.debug("below the level")
     log.info("two\nlines of %s", "text")
     try:
         raise ArithmeticError("broken")
@@ -27,32 +27,32 @@ def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "ArithmeticError: broken" in second["exception"]
 
 
-def test_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_format_writes_records_from_its_level_on(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("text", "warning")
-    logging.getLogger("service.test").info("not this")
-    logging.getLogger("botocore").info("nor this")
-    logging.getLogger("service.test").warning("but this")
+    logging.getLogger("service.test").info("below the level")
+    logging.getLogger("botocore").info("below the level, too")
+    logging.getLogger("service.test").warning("at the level")
     [line] = capsys.readouterr().err.splitlines()
-    assert line.endswith("WARNING but this")
+    assert line.endswith("WARNING at the level")
 
 
-def test_a_line_within_a_request_names_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_lines_of_a_request_contain_the_request_id(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("json", "info")
 
     def request() -> None:
         timing.start("an-id")
         logging.getLogger("service.test").info("inside", extra={"fields": {"route": "/upload"}})
-        timing.detached().run(logging.getLogger("service.test").info, "beside")
+        timing.detached().run(logging.getLogger("service.test").info, "in the background")
 
     contextvars.copy_context().run(request)
     logging.getLogger("service.test").info("outside")
-    inside, beside, outside = map(json.loads, capsys.readouterr().err.splitlines())
+    inside, background, outside = map(json.loads, capsys.readouterr().err.splitlines())
     assert (inside["request_id"], inside["route"]) == ("an-id", "/upload")
-    assert beside["request_id"] == "an-id"
+    assert background["request_id"] == "an-id"
     assert "request_id" not in outside
 
 
-def test_what_is_cut_off_or_cancelled_is_no_error_of_the_server(
+def test_interrupted_and_cancelled_requests_are_not_logged_as_errors(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     logs.configure("text", "info")
