@@ -1,4 +1,4 @@
-"""Requests by hand, and how their answers are read."""
+"""Raw requests, and a parser for their responses."""
 
 import select
 import socket
@@ -12,8 +12,11 @@ CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
 FORM = b"Content-Type: multipart/form-data; boundary=b\r\n"
 
 
-def send_until_answered(connection: socket.socket, pieces: Iterator[bytes]) -> int:
-    """Send until an answer or an end shows; how many bytes that took, 64 MiB at most."""
+def send_until_response(connection: socket.socket, pieces: Iterator[bytes]) -> int:
+    """Send until the server responds or closes the connection, and return the number of bytes sent.
+
+    Fails after 64 MiB.
+    """
     sent = 0
     for piece in pieces:
         if select.select([connection], [], [], 0)[0]:
@@ -23,7 +26,7 @@ def send_until_answered(connection: socket.socket, pieces: Iterator[bytes]) -> i
         except ConnectionError:
             break
         sent += len(piece)
-        assert sent <= 64 * MIB, "nobody stopped it"
+        assert sent <= 64 * MIB, "the server does not end the request"
     return sent
 
 
@@ -31,9 +34,9 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def parsed(received: bytes) -> list[tuple[int, bytes]]:
-    """Status and body of one answer after the other, all of them to GET or POST."""
-    answers = []
+def parse_responses(received: bytes) -> list[tuple[int, bytes]]:
+    """Return the status and body of each response. The requests must be GET or POST."""
+    responses = []
     while received:
         client = h11.Connection(h11.CLIENT)
         client.send(h11.Request(method="GET", target="/", headers=[("Host", "x")]))
@@ -44,9 +47,9 @@ def parsed(received: bytes) -> list[tuple[int, bytes]]:
         while isinstance(event := client.next_event(), h11.Data):
             body += event.data
         assert isinstance(event, h11.EndOfMessage)
-        answers.append((head.status_code, body))
+        responses.append((head.status_code, body))
         received, _ = client.trailing_data
-    return answers
+    return responses
 
 
-LAST = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+LAST_REQUEST = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"

@@ -1,4 +1,4 @@
-"""Requests without an end, or longer than they said."""
+"""Requests that never end, or that are longer than their declared length."""
 
 import select
 import socket
@@ -11,14 +11,14 @@ import h11
 import pytest
 
 from service.http import slow_clients
-from tests.end_to_end.abuse.latency import in_words, latencies
+from tests.end_to_end.abuse.latency import measure_latencies, summarize
 from tests.end_to_end.abuse.requests import (
     CHUNKED,
     FORM,
     UPLOAD,
     chunk,
-    parsed,
-    send_until_answered,
+    parse_responses,
+    send_until_response,
 )
 from tests.support.clients import load
 from tests.support.clients.signing import sign
@@ -30,7 +30,7 @@ KEY = load.KEY
 MIB = 1 << 20
 
 
-ENDLESS = {
+ENDLESS_REQUESTS = {
     "header": (b"GET / HTTP/1.1\r\nHost: x\r\nX-Endless: ", b"x" * 4096, None),
     "headers": (b"GET / HTTP/1.1\r\nHost: x\r\n", b"X: x\r\n" * 700, None),
     "trailers": (UPLOAD + CHUNKED + chunk(b"bundle") + b"0\r\n", b"X: x\r\n" * 700, None),
@@ -57,34 +57,34 @@ ENDLESS = {
 }
 
 
-@pytest.mark.parametrize("endless", ENDLESS)
-def test_what_has_no_end_is_ended(service: Service, endless: str) -> None:
-    """After some 64 KiB beside what the kernels hold, and it leaves nothing."""
+@pytest.mark.parametrize("name", ENDLESS_REQUESTS)
+def test_endless_request_is_ended(service: Service, name: str) -> None:
+    """The service reads about 64 KiB, not counting the kernel's buffers, and stores nothing."""
     service.clear()
-    beginning, piece, code = ENDLESS[endless]
-    began = time.monotonic()
+    beginning, piece, code = ENDLESS_REQUESTS[name]
+    started = time.monotonic()
     with dial(service.url) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
         connection.sendall(beginning)
-        sent = send_until_answered(connection, repeat(piece))
-        answer = b""
+        sent = send_until_response(connection, repeat(piece))
+        response = b""
         with suppress(ConnectionResetError, h11.RemoteProtocolError):
-            answer = read_answer(connection)
-    print(f"ended after {sent >> 10} KiB and {time.monotonic() - began:.2f} s")
+            response = read_answer(connection)
+    print(f"ended after {sent >> 10} KiB and {time.monotonic() - started:.2f} s")
     assert sent < 16 * MIB
     if code is None:
-        assert answer[:10] in {b"", b"HTTP/1.1 4"}
+        assert response[:10] in {b"", b"HTTP/1.1 4"}
     else:
-        assert problem_code(answer) == code
+        assert problem_code(response) == code
     until(lambda: not service.objects() and not service.multipart_uploads())
 
 
-def test_a_length_shorter_than_what_comes(service: Service) -> None:
-    """So much is the bundle; the rest is no request, and ends the connection."""
-    [upload, garbage] = parsed(
+def test_data_after_the_declared_length_is_not_stored(service: Service) -> None:
+    """The declared bytes are the bundle. The rest is not a request, so the connection ends."""
+    [upload, trailing_data] = parse_responses(
         raw_request(service.url, UPLOAD + b"Content-Length: 6\r\n\r\nbundle and what follows\r\n")
     )
-    assert (upload[0], garbage[0]) == (200, 400)
+    assert (upload[0], trailing_data[0]) == (200, 400)
     assert service.fetch(upload[1].decode(), sign(KEY, b"bundle")).content == b"bundle"
 
 
@@ -95,29 +95,29 @@ def test_a_length_shorter_than_what_comes(service: Service) -> None:
         (b"Content-Length: 10000000000\r\n\r\n", b"bundle_too_large"),
     ],
 )
-def test_early_answers_arrive_whole_while_neighbours_are_served(
+def test_early_responses_arrive_whole_and_do_not_delay_others(
     service: Service, head: bytes, code: bytes
 ) -> None:
-    """20 of 20, each to a client that sends 4 MiB more before it looks."""
+    """20 of 20 clients get the response, although they send 4 MiB more before they read it."""
     stop = threading.Event()
-    took = list[float]()
+    times = list[float]()
 
-    def neighbour() -> None:
+    def measure_other_client() -> None:
         while not stop.is_set():
-            took.extend(latencies(service.url, count=2))
+            times.extend(measure_latencies(service.url, count=2))
 
-    thread = threading.Thread(target=neighbour)
+    thread = threading.Thread(target=measure_other_client)
     thread.start()
     try:
         for _ in range(20):
             with dial(service.url) as connection:
                 connection.sendall(UPLOAD + head)
-                assert select.select([connection], [], [], 2)[0], "it waits for the body"
+                assert select.select([connection], [], [], 2)[0], "the service waits for the body"
                 for _ in range(4):
                     connection.sendall(bytes(MIB))
                 assert problem_code(read_answer(connection)) == code
     finally:
         stop.set()
         thread.join(20)
-    print(f"neighbours: {in_words(took)}, longest {max(took) * 1e3:.1f} ms")
-    assert max(took) < slow_clients.DISCARD_TIMEOUT
+    print(f"other clients: {summarize(times)}, longest {max(times) * 1e3:.1f} ms")
+    assert max(times) < slow_clients.DISCARD_TIMEOUT

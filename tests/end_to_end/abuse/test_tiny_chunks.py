@@ -8,8 +8,8 @@ import time
 import h11
 import pytest
 
-from tests.end_to_end.abuse.latency import in_words
-from tests.end_to_end.abuse.requests import CHUNKED, LAST, UPLOAD, chunk, parsed
+from tests.end_to_end.abuse.latency import summarize
+from tests.end_to_end.abuse.requests import CHUNKED, LAST_REQUEST, UPLOAD, chunk, parse_responses
 from tests.support.clients import load
 from tests.support.clients.malicious import Attack, attacking
 from tests.support.clients.signing import sign
@@ -19,53 +19,56 @@ from tests.support.services.thread import Service
 KEY = load.KEY
 
 
-def test_neighbours_of_a_flood_of_tiny_chunks(service: Service) -> None:
-    """One read holds 43,000 of them; nobody waits for as long as it takes to parse those."""
+def test_flood_of_tiny_chunks_does_not_delay_others(service: Service) -> None:
+    """One read can hold 43,000 chunks. No other client waits until all of them are parsed."""
     flood = "1\r\nx\r\n" * 5000
-    took = list[float]()
+    times = list[float]()
     with attacking(
         service.url, Attack(2, (UPLOAD + CHUNKED).decode(), byte=flood, every=0)
     ) as attackers:
         for _ in range(10):
-            began = time.monotonic()
+            started = time.monotonic()
             assert service.http.get("/healthz").status_code == 200
-            took.append(time.monotonic() - began)
-        read = parsing(UPLOAD + CHUNKED, b"1\r\nx\r\n" * 43_000)
+            times.append(time.monotonic() - started)
+        parse_time = measure_parsing(UPLOAD + CHUNKED, b"1\r\nx\r\n" * 43_000)
         [report] = attackers.stop()
-    print(f"beside {report.sent * 5000} chunks: {in_words(took)}; a read: {read * 1e3:.1f} ms")
+    print(f"during {report.sent * 5000} chunks: {summarize(times)}")
+    print(f"parsing one read takes {parse_time * 1e3:.1f} ms")
     assert report.sent
-    assert statistics.median(took) < read / 4
+    assert statistics.median(times) < parse_time / 4
 
 
-def parsing(head: bytes, body: bytes) -> float:
-    """Seconds that h11 takes over a body."""
+def measure_parsing(head: bytes, body: bytes) -> float:
+    """Return the seconds that h11 needs for a body."""
     server = h11.Connection(h11.SERVER)
     server.receive_data(head + body)
-    began = time.monotonic()
+    started = time.monotonic()
     while server.next_event() is not h11.NEED_DATA:
         pass
-    return time.monotonic() - began
+    return time.monotonic() - started
 
 
 @pytest.mark.parametrize("half_closed", [False, True])
 @pytest.mark.parametrize("count", [99, 100, 101, 5_000])
-def test_a_bundle_in_tiny_chunks(service: Service, count: int, *, half_closed: bool) -> None:
-    """All of it arrives, and what follows is the next request."""
+def test_upload_in_tiny_chunks_is_complete(
+    service: Service, count: int, *, half_closed: bool
+) -> None:
+    """The whole bundle is stored, and the service reads the next request correctly."""
     bundle = os.urandom(count)
     with dial(service.url) as connection:
-        chunks = b"".join(chunk(bundle[at : at + 1]) for at in range(count))
-        after = b"" if half_closed else LAST
-        connection.sendall(UPLOAD + CHUNKED + chunks + b"0\r\n\r\n" + after)
+        chunks = b"".join(chunk(bundle[start : start + 1]) for start in range(count))
+        next_request = b"" if half_closed else LAST_REQUEST
+        connection.sendall(UPLOAD + CHUNKED + chunks + b"0\r\n\r\n" + next_request)
         if half_closed:
             connection.shutdown(socket.SHUT_WR)
-        answers = parsed(read_all(connection))
-    assert [status for status, _ in answers] == ([200] if half_closed else [200, 200])
-    assert service.fetch(answers[0][1].decode(), sign(KEY, bundle)).content == bundle
+        responses = parse_responses(read_all(connection))
+    assert [status for status, _ in responses] == ([200] if half_closed else [200, 200])
+    assert service.fetch(responses[0][1].decode(), sign(KEY, bundle)).content == bundle
 
 
-def test_a_chunk_whose_head_comes_in_pieces(service: Service) -> None:
-    """As any network may cut it; the application asked once and waits for the rest."""
-    began = time.monotonic()
+def test_chunk_header_may_arrive_in_pieces(service: Service) -> None:
+    """Any network may split a chunk header. The application reads once and waits for the rest."""
+    started = time.monotonic()
     with dial(service.url) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for piece in (
@@ -75,11 +78,11 @@ def test_a_chunk_whose_head_comes_in_pieces(service: Service) -> None:
             b"\r",
             b"\nbund",
             b"le\r\n0\r\n",
-            b"\r\n" + LAST,
+            b"\r\n" + LAST_REQUEST,
         ):
             connection.sendall(piece)
-            time.sleep(0.05)  # Each is to be a read of its own.
-        [(status, bundle_id), _] = parsed(read_all(connection))
+            time.sleep(0.05)  # The server has to get each piece in a read of its own.
+        [(status, bundle_id), _] = parse_responses(read_all(connection))
     assert status == 200
     assert service.fetch(bundle_id.decode(), sign(KEY, b"bundle")).content == b"bundle"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - started < 5
