@@ -1,4 +1,4 @@
-"""What the clients of this folder have in common: how they ask, and how they take an answer."""
+"""The base class of the clients, and how they send requests and read responses."""
 
 import random
 import socket
@@ -17,56 +17,56 @@ ORIGIN = "http://localhost:3000"
 SIGNING_KEY = LEAKS.used("the-key-that-signed-this-bundle")
 
 
-class Refused(Exception):
-    """What the client takes for an error: it tries again, or gives up."""
+class RequestFailed(Exception):
+    """The client considers the response an error. It then retries or gives up."""
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A history, sealed; `batches` are the pieces in which an exporter hands it on."""
+    """An encrypted history. `batches` are the pieces in which libxmtp's exporter passes it on."""
 
     history: History
     key: bytes
     batches: tuple[bytes, ...]
 
-    def opened(self, sent: bytes) -> History:
+    def decrypt(self, data: bytes) -> History:
         if len(self.batches) == 1:
-            return xmtp_formats.open_jsonl_bundle(sent, self.key)
-        return xmtp_formats.open_archive([sent], self.key)
+            return xmtp_formats.decrypt_jsonl_bundle(data, self.key)
+        return xmtp_formats.decrypt_archive([data], self.key)
 
 
-def seal(history: History, form: str = "archive") -> Bundle:
+def encrypt_history(history: History, bundle_format: str = "archive") -> Bundle:
     rng = random.Random(11)
     key, nonce = rng.randbytes(32), rng.randbytes(12)
-    if form == "archive":
-        return Bundle(history, key, tuple(xmtp_formats.archive(history, key, nonce)))
+    if bundle_format == "archive":
+        return Bundle(history, key, tuple(xmtp_formats.encrypt_archive(history, key, nonce)))
     history = History(history.groups, history.messages)
-    return Bundle(history, key, (xmtp_formats.jsonl_bundle(history, key, nonce),))
+    return Bundle(history, key, (xmtp_formats.encrypt_jsonl_bundle(history, key, nonce),))
 
 
-def exchange(
+def send_request(
     connection: socket.socket, head: Sequence[str], body: Iterable[bytes] = ()
 ) -> HTTPResponse:
-    """Send a request as it stands here; the answer, if it is one that every client can read."""
+    """Send exactly this request. The response must be one that every client can read."""
     connection.sendall("\r\n".join([*head, "", ""]).encode())
     for piece in body:
         connection.sendall(piece)
-    answer = HTTPResponse(connection)
-    answer.begin()
-    assert not 300 <= answer.status < 400, "a redirect loses a streamed body"
-    assert answer.headers["Content-Encoding"] is None, "libxmtp never decompresses"
-    assert answer.headers["Content-Length"] is not None
-    return answer
+    response = HTTPResponse(connection)
+    response.begin()
+    assert not 300 <= response.status < 400, "a redirect loses a streamed body"
+    assert response.headers["Content-Encoding"] is None, "libxmtp never decompresses"
+    assert response.headers["Content-Length"] is not None
+    return response
 
 
-def stream(answer: HTTPResponse) -> Iterator[bytes]:
-    """A body as it comes; `IncompleteRead` where it ends early, as every client here finds it."""
-    left = int(answer.headers["Content-Length"])
-    while left:
-        piece = answer.read1(min(left, 16_384))
+def read_body(response: HTTPResponse) -> Iterator[bytes]:
+    """Yield the body as it arrives. Raises `IncompleteRead` if the body ends early."""
+    remaining = int(response.headers["Content-Length"])
+    while remaining:
+        piece = response.read1(min(remaining, 16_384))
         if not piece:
-            raise IncompleteRead(b"", left)
-        left -= len(piece)
+            raise IncompleteRead(b"", remaining)
+        remaining -= len(piece)
         yield piece
 
 
@@ -76,21 +76,21 @@ def chunked(pieces: Iterable[bytes]) -> Iterator[bytes]:
     yield b"0\r\n\r\n"
 
 
-def place(url: str) -> tuple[str, str]:
-    """The host and the path as they stand in a request, with every slash."""
+def host_and_path(url: str) -> tuple[str, str]:
+    """Return the host and the path for a request, with every slash of the URL."""
     parts = urlsplit(url)
     return parts.netloc, parts.path
 
 
 class Client(ABC):
-    """`upload` returns where the other device is to look; both raise `Refused`."""
+    """`upload` returns the URL for the other device. Both methods raise `RequestFailed`."""
 
     name: ClassVar[str]
     """As in the table of examples/xmtp.md."""
-    form: ClassVar[str] = "archive"
-    signs: ClassVar[bool] = False
-    slash: ClassVar[str] = ""
-    """What ends the URL that its apps were configured with."""
+    bundle_format: ClassVar[str] = "archive"
+    sends_proof: ClassVar[bool] = False
+    trailing_slash: ClassVar[str] = ""
+    """The end of the URL that its apps are configured with: a slash or nothing."""
 
     @abstractmethod
     def upload(self, server: str, batches: Sequence[bytes]) -> str: ...

@@ -1,4 +1,4 @@
-"""All clients, for the tests that run with each of them."""
+"""The list of all clients, for tests that run with each of them."""
 
 import base64
 from collections.abc import Sequence
@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from tests.end_to_end.compatibility.client import Bundle, Client, seal
+from tests.end_to_end.compatibility.client import Bundle, Client, encrypt_history
 from tests.end_to_end.compatibility.libxmtp import (
     Libxmtp,
-    LibxmtpInABrowser,
+    LibxmtpInBrowser,
     LibxmtpOf2024,
-    LibxmtpWithSlash,
+    LibxmtpWithTrailingSlash,
 )
 from tests.end_to_end.compatibility.other_clients import Http10, JdkHttpClient
 from tests.end_to_end.compatibility.reference_clients import (
+    InstalledNode,
     ReferenceCurl,
     ReferenceNode,
-    ReferenceNodeItself,
     ReferencePython,
     needs_curl,
     needs_node,
@@ -26,11 +26,11 @@ from tests.end_to_end.compatibility.xmtp_formats import History
 
 CLIENTS: list[Any] = [
     Libxmtp,
-    LibxmtpWithSlash,
+    LibxmtpWithTrailingSlash,
     LibxmtpOf2024,
-    LibxmtpInABrowser,
+    LibxmtpInBrowser,
     ReferenceNode,
-    pytest.param(ReferenceNodeItself, marks=needs_node),
+    pytest.param(InstalledNode, marks=needs_node),
     ReferencePython,
     JdkHttpClient,
     Http10,
@@ -38,9 +38,9 @@ CLIENTS: list[Any] = [
 CURL = pytest.param(ReferenceCurl, marks=needs_curl)
 
 
-def sent_by(client: Client, history: History) -> tuple[Bundle, Sequence[bytes]]:
-    """The bundle, and what this client makes of it."""
-    bundle = seal(history, "jsonl" if client.form == "jsonl" else "archive")
-    if client.form == "text":
+def encode_for(client: Client, history: History) -> tuple[Bundle, Sequence[bytes]]:
+    """Return the bundle, and the batches that this client sends."""
+    bundle = encrypt_history(history, "jsonl" if client.bundle_format == "jsonl" else "archive")
+    if client.bundle_format == "text":
         return bundle, [base64.b64encode(b"".join(bundle.batches))]
     return bundle, bundle.batches

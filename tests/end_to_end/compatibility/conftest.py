@@ -1,4 +1,4 @@
-"""A service behind the fault proxy, and a history to send."""
+"""A service whose S3 requests pass the fault proxy, and a history to send."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,8 +13,8 @@ from tests.support.stores import Store
 
 
 @pytest.fixture(scope="package")
-def shared(store: Store, s3: Any) -> Iterator[tuple[Service, Proxy]]:
-    """A service for clients that prove nothing, and the proxy between it and its store."""
+def service_and_proxy(store: Store, s3: Any) -> Iterator[tuple[Service, Proxy]]:
+    """A service that needs no proof, and the proxy between it and its store."""
     with (
         Proxy(store.endpoint_url) as proxy,
         running_service(store, s3, endpoint_url=proxy.url, require_hmac=False) as service,
@@ -23,17 +23,17 @@ def shared(store: Store, s3: Any) -> Iterator[tuple[Service, Proxy]]:
 
 
 @pytest.fixture
-def faults(shared: tuple[Service, Proxy]) -> Iterator[list[Fault]]:
-    _, proxy = shared
+def faults(service_and_proxy: tuple[Service, Proxy]) -> Iterator[list[Fault]]:
+    _, proxy = service_and_proxy
     yield proxy.faults
     proxy.faults.clear()
 
 
 @pytest.fixture
-def trusting(shared: tuple[Service, Proxy], faults: list[Fault]) -> Service:
-    return shared[0]
+def open_service(service_and_proxy: tuple[Service, Proxy], faults: list[Fault]) -> Service:
+    return service_and_proxy[0]
 
 
 @pytest.fixture(scope="package")
-def short() -> History:
-    return xmtp_formats.invent(seed=5, size=300_000)
+def short_history() -> History:
+    return xmtp_formats.make_history(seed=5, size=300_000)

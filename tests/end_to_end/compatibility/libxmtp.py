@@ -1,4 +1,4 @@
-"""libxmtp's requests, as its releases and its build for browsers send them."""
+"""Requests as libxmtp's releases and its browser build send them."""
 
 import socket
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -8,20 +8,20 @@ from http.client import IncompleteRead
 from tests.end_to_end.compatibility.client import (
     ORIGIN,
     Client,
-    Refused,
+    RequestFailed,
     chunked,
-    exchange,
-    place,
-    stream,
+    host_and_path,
+    read_body,
+    send_request,
 )
-from tests.end_to_end.compatibility.xmtp_formats import BrokenBundle, History
+from tests.end_to_end.compatibility.xmtp_formats import History, InvalidBundle
 from tests.support.clients.sockets import dial
 
 
 class Libxmtp(Client):
-    """libxmtp's archives, on reqwest: streamed both ways, a connection for each request.
+    """libxmtp's archives, sent with reqwest: streamed both ways, one connection per request.
 
-    Only a status from 400 on is an error. The answer's text goes untrimmed into the URL.
+    Only a status of 400 or more is an error. The response text goes into the URL untrimmed.
     """
 
     name = "libxmtp: Node, iOS, Android, React Native"
@@ -35,43 +35,43 @@ class Libxmtp(Client):
             return b"".join(self.get(connection, url))
 
     def post(self, connection: socket.socket, server: str, batches: Sequence[bytes]) -> str:
-        host, path = place(f"{server}/upload")
+        host, path = host_and_path(f"{server}/upload")
         head = self.head(f"POST {path} HTTP/1.1", host)
         body = chunked(self.pieces(batches))
-        with exchange(connection, [*head, "transfer-encoding: chunked"], body) as answer:
-            if answer.status >= 400:
-                raise Refused(answer.status)
-            return f"{server}/files/{answer.read().decode()}"
+        with send_request(connection, [*head, "transfer-encoding: chunked"], body) as response:
+            if response.status >= 400:
+                raise RequestFailed(response.status)
+            return f"{server}/files/{response.read().decode()}"
 
     def get(self, connection: socket.socket, url: str) -> Generator[bytes, None, None]:
-        host, path = place(url)
-        with exchange(connection, self.head(f"GET {path} HTTP/1.1", host)) as answer:
-            if answer.status >= 400:
-                raise Refused(answer.status)
-            yield from stream(answer)
+        host, path = host_and_path(url)
+        with send_request(connection, self.head(f"GET {path} HTTP/1.1", host)) as response:
+            if response.status >= 400:
+                raise RequestFailed(response.status)
+            yield from read_body(response)
 
-    def upload_in_the_end(
+    def upload_with_retries(
         self, server: str, batches: Sequence[bytes], pause: Callable[[], None]
     ) -> str:
-        """As its task runner does: 20 attempts (with pauses from 3 s to 1 min)."""
+        """Upload as its task runner does: in 20 attempts (with pauses from 3 s to 1 min)."""
         for _ in range(20):
             try:
                 return self.upload(server, batches)
-            except (Refused, IncompleteRead, ConnectionError):
+            except (RequestFailed, IncompleteRead, ConnectionError):
                 pause()
-        raise Refused
+        raise RequestFailed
 
-    def import_in_the_end(
-        self, url: str, opened: Callable[[Iterable[bytes]], History], pause: Callable[[], None]
+    def import_with_retries(
+        self, url: str, decrypt: Callable[[Iterable[bytes]], History], pause: Callable[[], None]
     ) -> History:
-        """As its sync worker does: 3 attempts (every 20 s), each straight into the importer."""
+        """Download as its sync worker does: in 3 attempts (every 20 s), into the importer."""
         for _ in range(3):
             try:
                 with dial(url) as connection, closing(self.get(connection, url)) as body:
-                    return opened(body)
-            except (Refused, IncompleteRead, ConnectionError, BrokenBundle):
+                    return decrypt(body)
+            except (RequestFailed, IncompleteRead, ConnectionError, InvalidBundle):
                 pause()
-        raise Refused
+        raise RequestFailed
 
     @staticmethod
     def head(request: str, host: str) -> list[str]:
@@ -79,45 +79,45 @@ class Libxmtp(Client):
 
     @staticmethod
     def pieces(batches: Sequence[bytes]) -> Iterator[bytes]:
-        """What comes out of a buffer of 4 KiB between the exporter's batches and the wire."""
+        """Split the batches as the 4 KiB buffer between exporter and network does."""
         room = 4096
         for batch in batches:
-            left = memoryview(batch)
-            while left:
-                piece, left = left[:room], left[room:]
+            rest = memoryview(batch)
+            while rest:
+                piece, rest = rest[:room], rest[room:]
                 room = room - len(piece) or 4096
                 yield bytes(piece)
 
 
-class LibxmtpWithSlash(Libxmtp):
-    """The mobile SDKs of 2025: `//upload` and `//files/{id}`."""
+class LibxmtpWithTrailingSlash(Libxmtp):
+    """The mobile SDKs of 2025. They request `//upload` and `//files/{id}`."""
 
     name = "mobile SDKs of 2025, URL with a trailing slash"
-    slash = "/"
+    trailing_slash = "/"
 
 
 class LibxmtpOf2024(Libxmtp):
-    """Mobile SDKs of 2024: the whole file as one body, and a success is 2xx."""
+    """The mobile SDKs of 2024. They send the whole file as one body. Only 2xx is a success."""
 
     name = "mobile SDKs of 2024, URL with a trailing slash"
-    form = "jsonl"
-    slash = "/"
+    bundle_format = "jsonl"
+    trailing_slash = "/"
 
     def post(self, connection: socket.socket, server: str, batches: Sequence[bytes]) -> str:
-        host, path = place(f"{server}/upload")
+        host, path = host_and_path(f"{server}/upload")
         body = b"".join(batches)
         head = self.head(f"POST {path} HTTP/1.1", host)
-        with exchange(connection, [*head, f"content-length: {len(body)}"], [body]) as answer:
-            if not 200 <= answer.status < 300:
-                raise Refused(answer.status)
-            return f"{server}/files/{answer.read().decode()}"
+        with send_request(connection, [*head, f"content-length: {len(body)}"], [body]) as response:
+            if not 200 <= response.status < 300:
+                raise RequestFailed(response.status)
+            return f"{server}/files/{response.read().decode()}"
 
 
-class LibxmtpInABrowser(Client):
-    """libxmtp's WASM build: fetch() of a Uint8Array, which has no Content-Type, from Chromium.
+class LibxmtpInBrowser(Client):
+    """libxmtp's WASM build in Chromium: fetch() with a Uint8Array, which sets no Content-Type.
 
-    So it is a simple request, without a preflight. Whether a page sees an answer at all, also one
-    that is an error, depends on `Access-Control-Allow-Origin`.
+    So this is a simple request, without a preflight. A page can read a response, even an error,
+    only if `Access-Control-Allow-Origin` allows it.
     """
 
     name = "xmtp-js in a browser"
@@ -125,17 +125,17 @@ class LibxmtpInABrowser(Client):
     def upload(self, server: str, batches: Sequence[bytes]) -> str:
         status, text = self.fetch("POST", f"{server}/upload", b"".join(batches))
         if status >= 400:
-            raise Refused(status)
+            raise RequestFailed(status)
         return f"{server}/files/{text.decode()}"
 
     def download(self, url: str) -> bytes:
         status, body = self.fetch("GET", url)
         if status >= 400:
-            raise Refused(status)
+            raise RequestFailed(status)
         return body
 
     def fetch(self, method: str, url: str, body: bytes | None = None) -> tuple[int, bytes]:
-        host, path = place(url)
+        host, path = host_and_path(url)
         length = [] if body is None else [f"Content-Length: {len(body)}"]
         head = [
             f"{method} {path} HTTP/1.1",
@@ -155,6 +155,6 @@ class LibxmtpInABrowser(Client):
             "Accept-Encoding: gzip, deflate, br, zstd",
             "Accept-Language: en-US,en;q=0.9",
         ]
-        with dial(url) as connection, exchange(connection, head, [body or b""]) as answer:
-            assert answer.headers["Access-Control-Allow-Origin"] in ("*", ORIGIN), "TypeError"
-            return answer.status, b"".join(stream(answer))
+        with dial(url) as connection, send_request(connection, head, [body or b""]) as response:
+            assert response.headers["Access-Control-Allow-Origin"] in ("*", ORIGIN), "TypeError"
+            return response.status, b"".join(read_body(response))

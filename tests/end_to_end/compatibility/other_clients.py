@@ -1,16 +1,22 @@
-"""Clients of other languages and of HTTP/1.0."""
+"""A Java client and an HTTP/1.0 client."""
 
 import re
 import socket
 from collections.abc import Generator, Sequence
 from http.client import IncompleteRead
 
-from tests.end_to_end.compatibility.client import Client, Refused, exchange, place, stream
+from tests.end_to_end.compatibility.client import (
+    Client,
+    RequestFailed,
+    host_and_path,
+    read_body,
+    send_request,
+)
 from tests.support.clients.sockets import dial, read_all
 
 
 class JdkHttpClient(Client):
-    """java.net.http of JDK 11 and later, which offers HTTP/2 with every request."""
+    """java.net.http of JDK 11 and later. It offers HTTP/2 with every request."""
 
     name = "Java's HttpClient"
 
@@ -23,19 +29,19 @@ class JdkHttpClient(Client):
             return b"".join(self.get(connection, url))
 
     def post(self, connection: socket.socket, server: str, body: bytes) -> str:
-        host, path = place(f"{server}/upload")
+        host, path = host_and_path(f"{server}/upload")
         head = self.head(f"POST {path} HTTP/1.1", host, f"Content-Length: {len(body)}")
-        with exchange(connection, head, [body]) as answer:
-            if answer.status != 200:
-                raise Refused(answer.status)
-            return f"{server}/files/{answer.read().decode()}"
+        with send_request(connection, head, [body]) as response:
+            if response.status != 200:
+                raise RequestFailed(response.status)
+            return f"{server}/files/{response.read().decode()}"
 
     def get(self, connection: socket.socket, url: str) -> Generator[bytes, None, None]:
-        host, path = place(url)
-        with exchange(connection, self.head(f"GET {path} HTTP/1.1", host)) as answer:
-            if answer.status != 200:
-                raise Refused(answer.status)
-            yield from stream(answer)
+        host, path = host_and_path(url)
+        with send_request(connection, self.head(f"GET {path} HTTP/1.1", host)) as response:
+            if response.status != 200:
+                raise RequestFailed(response.status)
+            yield from read_body(response)
 
     @staticmethod
     def head(request: str, host: str, *length: str) -> list[str]:
@@ -51,26 +57,26 @@ class JdkHttpClient(Client):
 
 
 class Http10(Client):
-    """An old client: no Host, nothing chunked, and a body ends with the connection."""
+    """An old client. It sends no Host and no chunks. A body ends when the connection ends."""
 
     name = "HTTP/1.0"
 
     def upload(self, server: str, batches: Sequence[bytes]) -> str:
         body = b"".join(batches)
-        _, path = place(f"{server}/upload")
+        _, path = host_and_path(f"{server}/upload")
         request = f"POST {path} HTTP/1.0\r\nContent-Length: {len(body)}\r\n\r\n"
-        return f"{server}/files/{self.ask(server, request.encode() + body).decode()}"
+        return f"{server}/files/{self.send(server, request.encode() + body).decode()}"
 
     def download(self, url: str) -> bytes:
-        _, path = place(url)
-        return self.ask(url, f"GET {path} HTTP/1.0\r\n\r\n".encode())
+        _, path = host_and_path(url)
+        return self.send(url, f"GET {path} HTTP/1.0\r\n\r\n".encode())
 
-    def ask(self, url: str, request: bytes) -> bytes:
+    def send(self, url: str, request: bytes) -> bytes:
         with dial(url) as connection:
             connection.sendall(request)
             head, _, body = read_all(connection).partition(b"\r\n\r\n")
         if not re.match(rb"HTTP/1\.[01] 200 ", head):
-            raise Refused(head)
+            raise RequestFailed(head)
         assert b"transfer-encoding" not in head.lower()
         length = re.search(rb"(?i)\r\ncontent-length: (\d+)", head)
         assert length is not None

@@ -1,4 +1,4 @@
-"""The clients of the reference server: its Node, Python and curl examples."""
+"""The example clients of the reference server, in Node.js, Python and curl."""
 
 import hmac
 import importlib
@@ -13,10 +13,10 @@ import pytest
 from tests.end_to_end.compatibility.client import (
     SIGNING_KEY,
     Client,
-    Refused,
-    exchange,
-    place,
-    stream,
+    RequestFailed,
+    host_and_path,
+    read_body,
+    send_request,
 )
 from tests.support.clients.sockets import dial
 
@@ -33,36 +33,36 @@ def run_program(*command: str | Path, stdin: bytes) -> subprocess.CompletedProce
 
 
 class ReferenceNode(Client):
-    """The reference's Node.js example: fetch() with a string, then without any header."""
+    """The reference's Node.js example: fetch() with a string, then a fetch() without headers."""
 
     name = "the reference's Node.js example"
-    form = "text"
+    bundle_format = "text"
 
     def upload(self, server: str, batches: Sequence[bytes]) -> str:
-        host, path = place(f"{server}/upload")
+        host, path = host_and_path(f"{server}/upload")
         body = b"".join(batches)
         head = self.head(f"POST {path} HTTP/1.1", host, "content-type: text/plain;charset=UTF-8")
         head.append(f"content-length: {len(body)}")
-        with dial(server) as connection, exchange(connection, head, [body]) as answer:
-            if not 200 <= answer.status < 300:
-                raise Refused(answer.status)
-            return f"{server}/files/{answer.read().decode()}"
+        with dial(server) as connection, send_request(connection, head, [body]) as response:
+            if not 200 <= response.status < 300:
+                raise RequestFailed(response.status)
+            return f"{server}/files/{response.read().decode()}"
 
     def download(self, url: str) -> bytes:
-        host, path = place(url)
+        host, path = host_and_path(url)
         head = self.head(f"GET {path} HTTP/1.1", host)
-        with dial(url) as connection, exchange(connection, head) as answer:
-            if not 200 <= answer.status < 300:
-                raise Refused(answer.status)
-            return b"".join(stream(answer))
+        with dial(url) as connection, send_request(connection, head) as response:
+            if not 200 <= response.status < 300:
+                raise RequestFailed(response.status)
+            return b"".join(read_body(response))
 
     @staticmethod
-    def head(request: str, host: str, *more: str) -> list[str]:
+    def head(request: str, host: str, *entity_headers: str) -> list[str]:
         return [
             request,
             f"host: {host}",
             "connection: keep-alive",
-            *more,
+            *entity_headers,
             "accept: */*",
             "accept-language: *",
             "sec-fetch-mode: cors",
@@ -71,22 +71,22 @@ class ReferenceNode(Client):
         ]
 
 
-class ReferenceNodeItself(ReferenceNode):
-    """The same, by the Node.js that is installed here."""
+class InstalledNode(ReferenceNode):
+    """The same example, run with the Node.js of this machine."""
 
     UPLOAD = """
         const parts = []
         for await (const part of process.stdin) parts.push(part)
         const body = Buffer.concat(parts).toString('utf-8')
-        const answer = await fetch(process.argv[1] + '/upload', {method: 'POST', body})
-        if (!answer.ok) process.exit(3)
-        process.stdout.write(process.argv[1] + '/files/' + await answer.text())
+        const response = await fetch(process.argv[1] + '/upload', {method: 'POST', body})
+        if (!response.ok) process.exit(3)
+        process.stdout.write(process.argv[1] + '/files/' + await response.text())
     """
     DOWNLOAD = """
-        const answer = await fetch(process.argv[1])
-        if (!answer.ok) process.exit(3)
-        if (answer.redirected || answer.headers.has('content-encoding')) process.exit(4)
-        process.stdout.write(await answer.text())
+        const response = await fetch(process.argv[1])
+        if (!response.ok) process.exit(3)
+        if (response.redirected || response.headers.has('content-encoding')) process.exit(4)
+        process.stdout.write(await response.text())
     """
 
     def upload(self, server: str, batches: Sequence[bytes]) -> str:
@@ -96,53 +96,55 @@ class ReferenceNodeItself(ReferenceNode):
         return self.node(self.DOWNLOAD, url)
 
     def node(self, script: str, argument: str, stdin: bytes = b"") -> bytes:
-        done = run_program("node", "--input-type=module", "--eval", script, argument, stdin=stdin)
-        if done.returncode:
-            code = done.returncode
-            raise Refused(code) if code == 3 else ConnectionError(done.stderr.decode())
-        return done.stdout
+        process = run_program(
+            "node", "--input-type=module", "--eval", script, argument, stdin=stdin
+        )
+        if process.returncode:
+            code = process.returncode
+            raise RequestFailed(code) if code == 3 else ConnectionError(process.stderr.decode())
+        return process.stdout
 
 
 class ReferencePython(Client):
-    """The reference's Python example of April 2024, with requests itself; it wants exactly 200."""
+    """The reference's Python example of April 2024, which uses requests and accepts only 200."""
 
     name = "the reference's Python example"
-    signs = True
+    sends_proof = True
 
     def __init__(self) -> None:
-        self.requests: Any = importlib.import_module("requests")  # it came with moto
+        self.requests: Any = importlib.import_module("requests")  # moto installs it
         self.hmac = ""
 
     def upload(self, server: str, batches: Sequence[bytes]) -> str:
         body = b"".join(batches)
         self.hmac = hmac.new(SIGNING_KEY.encode(), body, "sha256").hexdigest()
-        answer = self.ask("POST", f"{server}/upload", {"X-HMAC": self.hmac}, body)
-        return f"{server}/files/{answer.text}"
+        response = self.send("POST", f"{server}/upload", {"X-HMAC": self.hmac}, body)
+        return f"{server}/files/{response.text}"
 
     def download(self, url: str) -> bytes:
         proof = {"X-HMAC": self.hmac, "X-SIGNING-KEY": SIGNING_KEY.encode()}
         try:
-            content: bytes = self.ask("GET", url, proof).content
+            content: bytes = self.send("GET", url, proof).content
         except self.requests.exceptions.ChunkedEncodingError as error:
             raise ConnectionError from error
         return content
 
-    def ask(self, method: str, url: str, headers: Any, body: bytes | None = None) -> Any:
+    def send(self, method: str, url: str, headers: Any, body: bytes | None = None) -> Any:
         with self.requests.Session() as session:
             session.trust_env = False
-            answer = session.request(method, url, headers=headers, data=body)
-        assert not answer.history
-        assert "Content-Encoding" not in answer.headers
-        if answer.status_code != 200:
-            raise Refused(answer.status_code)
-        return answer
+            response = session.request(method, url, headers=headers, data=body)
+        assert not response.history
+        assert "Content-Encoding" not in response.headers
+        if response.status_code != 200:
+            raise RequestFailed(response.status_code)
+        return response
 
 
 class ReferenceCurl(Client):
-    """The two lines of the reference's README: a form without a proof, then both headers."""
+    """The two commands of the reference's README: a form without a proof, then both headers."""
 
     name = "the reference's curl lines"
-    signs = True
+    sends_proof = True
 
     def __init__(self) -> None:
         self.hmac = ""
@@ -160,7 +162,7 @@ class ReferenceCurl(Client):
 
 def curl(url: str, *arguments: str | Path, stdin: bytes = b"") -> bytes:
     options = ("--disable", "--silent", "--show-error", "--noproxy", "*")
-    done = run_program("curl", *options, *arguments, url, stdin=stdin)
-    if done.returncode:
-        raise ConnectionError(done.returncode, done.stderr.decode())
-    return done.stdout
+    process = run_program("curl", *options, *arguments, url, stdin=stdin)
+    if process.returncode:
+        raise ConnectionError(process.returncode, process.stderr.decode())
+    return process.stdout

@@ -1,4 +1,4 @@
-"""What libxmtp does where the network or S3 fails."""
+"""libxmtp's requests while the network or S3 is slow or fails."""
 
 import json
 import random
@@ -7,8 +7,8 @@ import time
 from http.client import HTTPResponse
 
 from tests.end_to_end.compatibility import xmtp_formats
-from tests.end_to_end.compatibility.client import chunked, place, seal
-from tests.end_to_end.compatibility.libxmtp import Libxmtp, LibxmtpInABrowser
+from tests.end_to_end.compatibility.client import chunked, encrypt_history, host_and_path
+from tests.end_to_end.compatibility.libxmtp import Libxmtp, LibxmtpInBrowser
 from tests.end_to_end.compatibility.xmtp_formats import History
 from tests.support.clients.sockets import dial
 from tests.support.polling import until
@@ -18,88 +18,92 @@ from tests.support.services.thread import Serve, Service
 MIB = 1 << 20
 
 
-def test_one_connection_serves_all_of_a_clients_requests(trusting: Service, short: History) -> None:
-    """A pool, or a proxy with one, keeps its connections; libxmtp itself opens one each time."""
-    bundle, client = seal(short), Libxmtp()
-    with dial(trusting.url) as connection:
+def test_client_can_send_all_requests_on_one_connection(
+    open_service: Service, short_history: History
+) -> None:
+    """Connection pools and proxies reuse connections. libxmtp itself opens one for each request."""
+    bundle, client = encrypt_history(short_history), Libxmtp()
+    with dial(open_service.url) as connection:
         for _ in range(3):
-            url = client.post(connection, trusting.url, bundle.batches)
+            url = client.post(connection, open_service.url, bundle.batches)
             assert b"".join(client.get(connection, url)) == b"".join(bundle.batches)
 
 
-def test_libxmtp_uploads_again_until_s3_is_back(
-    trusting: Service, faults: list[Fault], short: History
+def test_libxmtp_retries_an_upload_until_s3_recovers(
+    open_service: Service, faults: list[Fault], short_history: History
 ) -> None:
-    bundle = seal(short)
-    before = len(trusting.objects())
+    bundle = encrypt_history(short_history)
+    before = len(open_service.objects())
     faults.append(Fault("PutObject", Respond(403, "AccessDenied"), times=None))
     failures: list[Fault] = []
 
     def pause() -> None:
         failures.append(faults.pop())
 
-    url = Libxmtp().upload_in_the_end(trusting.url, bundle.batches, pause)
+    url = Libxmtp().upload_with_retries(open_service.url, bundle.batches, pause)
     assert len(failures) == 1
-    assert bundle.opened(Libxmtp().download(url)) == short
-    until(lambda: len(trusting.objects()) == before + 1)
+    assert bundle.decrypt(Libxmtp().download(url)) == short_history
+    until(lambda: len(open_service.objects()) == before + 1)
 
 
-def test_libxmtp_downloads_again_what_broke_off(
-    trusting: Service, faults: list[Fault], short: History
+def test_libxmtp_retries_an_interrupted_download(
+    open_service: Service, faults: list[Fault], short_history: History
 ) -> None:
-    bundle = seal(short)
-    url = Libxmtp().upload(trusting.url, bundle.batches)
+    bundle = encrypt_history(short_history)
+    url = Libxmtp().upload(open_service.url, bundle.batches)
     faults.append(Fault("GetObject", Truncate(1000), times=None))
-    imported = Libxmtp().import_in_the_end(
-        url, lambda body: xmtp_formats.open_archive(body, bundle.key), faults.clear
+    imported = Libxmtp().import_with_retries(
+        url, lambda body: xmtp_formats.decrypt_archive(body, bundle.key), faults.clear
     )
-    assert imported == short
+    assert imported == short_history
     assert not faults
 
 
-def test_libxmtp_behind_a_slow_way(trusting: Service, short: History) -> None:
-    """As toxiproxy's slicer and latency make it: pieces end anywhere, in a chunk's size too."""
-    rng, bundle = random.Random(10), seal(xmtp_formats.invent(seed=7, size=40_000))
+def test_libxmtp_works_over_a_slow_network(open_service: Service, short_history: History) -> None:
+    """As with toxiproxy's slicer and latency, a piece can end anywhere, even in a chunk's size."""
+    rng, bundle = random.Random(10), encrypt_history(xmtp_formats.make_history(seed=7, size=40_000))
     client = Libxmtp()
-    host, path = place(f"{trusting.url}/upload")
+    host, path = host_and_path(f"{open_service.url}/upload")
     head = [*client.head(f"POST {path} HTTP/1.1", host), "transfer-encoding: chunked", "", ""]
-    wire = "\r\n".join(head).encode() + b"".join(chunked(client.pieces(bundle.batches)))
-    with dial(trusting.url) as connection:
+    request = "\r\n".join(head).encode() + b"".join(chunked(client.pieces(bundle.batches)))
+    with dial(open_service.url) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        while wire:
-            cut = rng.choice((1, 2, 3, 500, 1500))
-            connection.sendall(wire[:cut])
-            wire = wire[cut:]
+        while request:
+            size = rng.choice((1, 2, 3, 500, 1500))
+            connection.sendall(request[:size])
+            request = request[size:]
             time.sleep(0.002)
-        with HTTPResponse(connection) as answer:
-            answer.begin()
-            bundle_id = answer.read().decode()
-    with Proxy(trusting.url) as way:
-        way.faults.append(Fault(None, Drip(200_000)))
-        assert bundle.opened(client.download(f"{way.url}/files/{bundle_id}")) == bundle.history
+        with HTTPResponse(connection) as response:
+            response.begin()
+            bundle_id = response.read().decode()
+    with Proxy(open_service.url) as slow_proxy:
+        slow_proxy.faults.append(Fault(None, Drip(200_000)))
+        downloaded = client.download(f"{slow_proxy.url}/files/{bundle_id}")
+        assert bundle.decrypt(downloaded) == bundle.history
 
 
-def test_a_page_reads_every_error(
-    trusting: Service, faults: list[Fault], serve: Serve, short: History
+def test_web_page_can_read_every_error(
+    open_service: Service, faults: list[Fault], serve: Serve, short_history: History
 ) -> None:
-    """From another origin, by status and by problem code: `fetch` has checked that it may."""
-    page = LibxmtpInABrowser()
+    """The page has another origin. `fetch` checks that CORS allows it to read each response."""
+    page = LibxmtpInBrowser()
 
-    def problem(answer: tuple[int, bytes]) -> tuple[int, str]:
-        status, body = answer
+    def problem(response: tuple[int, bytes]) -> tuple[int, str]:
+        status, body = response
         assert json.loads(body)["status"] == status
         return status, json.loads(body)["code"]
 
-    url = page.upload(trusting.url, seal(short).batches)
-    signed = trusting.upload(b"bundle", "0" * 64)
+    url = page.upload(open_service.url, encrypt_history(short_history).batches)
+    protected_id = open_service.upload(b"bundle", "0" * 64)
+    protected = f"{open_service.url}/files/{protected_id}"
     missing = url[:-1] + "01"[url.endswith("0")]
     assert problem(page.fetch("GET", missing)) == (404, "not_found")
-    assert problem(page.fetch("GET", f"{trusting.url}/files/{signed}")) == (400, "missing_header")
-    assert problem(page.fetch("POST", f"{trusting.url}/upload", b"")) == (400, "empty_bundle")
+    assert problem(page.fetch("GET", protected)) == (400, "missing_header")
+    assert problem(page.fetch("POST", f"{open_service.url}/upload", b"")) == (400, "empty_bundle")
     faults.append(Fault(None, Respond(403, "AccessDenied"), times=None))
-    down = (503, "storage_unavailable")
-    assert problem(page.fetch("GET", url)) == down
-    assert problem(page.fetch("POST", f"{trusting.url}/upload", b"bundle")) == down
-    narrow = serve(require_hmac=False, max_bundle_size="1MiB").url
-    too_much = page.fetch("POST", f"{narrow}/upload", bytes(2 * MIB))
-    assert problem(too_much) == (413, "bundle_too_large")
+    unavailable = (503, "storage_unavailable")
+    assert problem(page.fetch("GET", url)) == unavailable
+    assert problem(page.fetch("POST", f"{open_service.url}/upload", b"bundle")) == unavailable
+    small_limit_url = serve(require_hmac=False, max_bundle_size="1MiB").url
+    too_large = page.fetch("POST", f"{small_limit_url}/upload", bytes(2 * MIB))
+    assert problem(too_large) == (413, "bundle_too_large")

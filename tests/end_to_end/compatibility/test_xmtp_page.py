@@ -1,4 +1,4 @@
-"""examples/xmtp.md tells the truth."""
+"""Tests that examples/xmtp.md is correct."""
 
 import os
 import re
@@ -19,54 +19,58 @@ from tests.support.services.thread import Service
 PAGE = (ROOT / "examples" / "xmtp.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
+def code_blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
 
 
-def test_the_pages_compose_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    [fragment] = blocks("yaml")
-    services: dict[str, Any] = yaml.safe_load(fragment)["services"]
+def test_compose_file_on_the_page_is_consistent(monkeypatch: pytest.MonkeyPatch) -> None:
+    [compose_file] = code_blocks("yaml")
+    services: dict[str, Any] = yaml.safe_load(compose_file)["services"]
     localstack = yaml.safe_load((ROOT / "localstack.yml").read_text())["services"]["localstack"]
     dockerfile = (ROOT / "infra" / "Dockerfile").read_text()
     assert services["localstack"]["image"] == localstack["image"]
-    history = services["history-server"]
-    assert history["ports"] == ["5558:5558"]
-    assert history["environment"] == services["init-bucket"]["environment"]
-    assert history["environment"]["HISTORY_REQUIRE_HMAC"] == "false"
-    assert (history["command"], services["init-bucket"]["command"]) == (["serve"], ["init-bucket"])
-    interpreter, script = history["healthcheck"]["test"][1], history["healthcheck"]["test"][-1]
+    history_server = services["history-server"]
+    assert history_server["ports"] == ["5558:5558"]
+    assert history_server["environment"] == services["init-bucket"]["environment"]
+    assert history_server["environment"]["HISTORY_REQUIRE_HMAC"] == "false"
+    commands = [history_server["command"], services["init-bucket"]["command"]]
+    assert commands == [["serve"], ["init-bucket"]]
+    health_check = history_server["healthcheck"]["test"]
+    interpreter, script = health_check[1], health_check[-1]
     assert f'ENTRYPOINT ["{interpreter}"' in dockerfile
     assert "http://127.0.0.1:5558/healthz" in script
-    for found in services.values():
-        assert set(found.get("depends_on", ())) <= services.keys()
-    for name, value in history["environment"].items():
+    for definition in services.values():
+        assert set(definition.get("depends_on", ())) <= services.keys()
+    for name, value in history_server["environment"].items():
         monkeypatch.setenv(name, value)
     assert not load().require_hmac
 
 
-def test_every_setting_that_the_page_names_exists() -> None:
-    named = {name.lower() for name in re.findall(r"\bHISTORY_([A-Z_]+)", PAGE)}
-    assert "require_hmac" in named
-    assert named <= Settings.model_fields.keys()
+def test_settings_on_the_page_exist() -> None:
+    setting_names = {name.lower() for name in re.findall(r"\bHISTORY_([A-Z_]+)", PAGE)}
+    assert "require_hmac" in setting_names
+    assert setting_names <= Settings.model_fields.keys()
 
 
-def test_the_pages_table_names_the_clients_of_this_file() -> None:
+def test_table_on_the_page_lists_the_tested_clients() -> None:
     table = PAGE[PAGE.index("| client |") :]
     rows = re.findall(r"^\| ([^|]+) \|", table, flags=re.MULTILINE)[1:]
-    kinds: list[type[Client]] = [getattr(kind, "values", [kind])[0] for kind in [*CLIENTS, CURL]]
-    assert set(rows) == {kind.name for kind in kinds}
+    classes: list[type[Client]] = [
+        getattr(client, "values", [client])[0] for client in [*CLIENTS, CURL]
+    ]
+    assert set(rows) == {client_class.name for client_class in classes}
 
 
 @needs_curl
-def test_the_pages_conversation_with_the_full_proof(
-    trusting: Service, service: Service, tmp_path: Path
+def test_commands_on_the_page_transfer_a_bundle_with_proof(
+    open_service: Service, service: Service, tmp_path: Path
 ) -> None:
-    [conversation] = blocks("sh")[1:]
-    for server in (trusting, service):
+    [script] = code_blocks("sh")[1:]
+    for server in (open_service, service):
         (tmp_path / "bundle.bin").write_bytes(os.urandom(100_000))
         (tmp_path / "fetched.bin").unlink(missing_ok=True)
-        said = subprocess.run(
-            ["bash", "-euc", conversation.replace("http://localhost:5558", server.url)],
+        process = subprocess.run(
+            ["bash", "-euc", script.replace("http://localhost:5558", server.url)],
             cwd=tmp_path,
             env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "no_proxy": "*"},
             capture_output=True,
@@ -74,4 +78,4 @@ def test_the_pages_conversation_with_the_full_proof(
             timeout=30,
             check=False,
         )
-        assert (said.returncode, said.stdout) == (0, "identical\n"), said.stderr
+        assert (process.returncode, process.stdout) == (0, "identical\n"), process.stderr

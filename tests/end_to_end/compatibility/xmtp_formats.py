@@ -1,14 +1,15 @@
-"""Invented histories, and the two kinds of bundle in which libxmtp has sent real ones.
+"""Generated histories, and the two formats of bundles that libxmtp has used.
 
-`archive` and `open_archive`, since 2025: a header (version 0 as u16le, a 12-byte nonce), then one
-zstd stream of frames. A frame is a u32le length and so many bytes of AES-256-GCM, each one protobuf
-element; frame i is encrypted under the nonce plus i, a little-endian counter. The metadata come
-first, then groups, their messages and the consents.
+`encrypt_archive` and `decrypt_archive`, since 2025: a header (version 0 as u16le, a 12-byte nonce),
+then one zstd stream of frames. A frame is a u32le length and that many bytes of AES-256-GCM. Each
+frame holds one protobuf element. Frame i is encrypted under the nonce plus i, a little-endian
+counter. The metadata come first, then groups, their messages and the consents.
 
-`jsonl_bundle` and `open_jsonl_bundle`, mid-2024: a 12-byte nonce, then AES-256-GCM of JSON lines.
+`encrypt_jsonl_bundle` and `decrypt_jsonl_bundle`, mid-2024: a 12-byte nonce, then AES-256-GCM of
+JSON lines.
 
-Nothing in an archive says how long it is: a reader learns that it was cut only by what is missing
-at its end, and one that does not look for that waits for ever. `open_archive` looks.
+An archive does not contain its own length. Only the missing end shows that an archive is truncated.
+A reader that does not check for the end waits forever. `decrypt_archive` checks for the end.
 """
 
 import json
@@ -27,17 +28,17 @@ NONCE_SIZE = 12
 TAG_SIZE = 16
 HEADER_SIZE = len(VERSION) + NONCE_SIZE
 BATCH_SIZE = 8_000
-"""Bytes that the exporter gathers, at least, before it flushes its compressor and hands them on."""
+"""The exporter collects at least this many bytes before it flushes its compressor."""
 
 _Element = TypeVar("_Element")
 
 
-class BrokenBundle(Exception):
-    """It is cut, damaged, or locked with another key."""
+class InvalidBundle(Exception):
+    """The bundle is truncated, damaged, or encrypted with another key."""
 
 
 def _number(number: int) -> Any:
-    """A field of a message, by its number in the .proto file."""
+    """Declare a field of a protobuf message, with its number in the .proto file."""
     return field(metadata={"number": number})
 
 
@@ -88,12 +89,14 @@ class History:
     consents: tuple[Consent, ...] = ()
 
 
-def invent(seed: int, size: int) -> History:
-    """A history whose messages are `size` bytes or little more: chatter and some attachments."""
+def make_history(seed: int, size: int) -> History:
+    """Return a history of short messages and some attachments, of `size` bytes or slightly more."""
     rng = random.Random(seed)
     now = 1_735_689_600_000_000_000
     inboxes = [rng.randbytes(32).hex() for _ in range(4)]
-    groups = tuple(Group(rng.randbytes(16), now, 1, inboxes[0], 1 + (i > 0)) for i in range(3))
+    groups = tuple(
+        Group(rng.randbytes(16), now, 1, inboxes[0], 1 + (index > 0)) for index in range(3)
+    )
     messages: list[Message] = []
     while size > 0:
         attachment = rng.random() < 0.2
@@ -117,87 +120,88 @@ def invent(seed: int, size: int) -> History:
     return History(groups, tuple(messages), consents)
 
 
-def archive(history: History, key: bytes, nonce: bytes) -> Iterator[bytes]:
-    """An archive in the batches in which its exporter hands it on."""
+def encrypt_archive(history: History, key: bytes, nonce: bytes) -> Iterator[bytes]:
+    """Yield an archive in the batches in which the exporter passes it on."""
     yield VERSION + nonce
     metadata = Metadata(b"\x01\x02", history.messages[-1].sent_at_ns)
     elements: list[Element] = [metadata, *history.groups, *history.messages, *history.consents]
     cipher, compressor, batch = AESGCM(key), zstandard.ZstdCompressor().compressobj(), b""
-    for at, element in enumerate(elements):
-        sealed = cipher.encrypt(_counted(nonce, at), _encode_element(element), None)
-        batch += compressor.compress(len(sealed).to_bytes(4, "little") + sealed)
+    for index, element in enumerate(elements):
+        encrypted = cipher.encrypt(_frame_nonce(nonce, index), _encode_element(element), None)
+        batch += compressor.compress(len(encrypted).to_bytes(4, "little") + encrypted)
         if len(batch) >= BATCH_SIZE:
             yield batch + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
             batch = b""
     yield batch + compressor.flush()
 
 
-def open_archive(body: Iterable[bytes], key: bytes) -> History:
-    """Import an archive as it arrives; `BrokenBundle` unless it is whole."""
+def decrypt_archive(body: Iterable[bytes], key: bytes) -> History:
+    """Import an archive as it arrives. Raises `InvalidBundle` unless it is complete."""
     elements: list[Element] = []
     try:
-        elements.extend(_elements(iter(body), AESGCM(key)))
+        elements.extend(_read_elements(iter(body), AESGCM(key)))
     except (zstandard.ZstdError, InvalidTag, ValueError) as error:
-        raise BrokenBundle("damaged, or another key's") from error
+        raise InvalidBundle("damaged, or encrypted with another key") from error
     if not elements or not isinstance(elements[0], Metadata):
-        raise BrokenBundle("no metadata")
+        raise InvalidBundle("no metadata")
     return History(
-        tuple(found for found in elements if isinstance(found, Group)),
-        tuple(found for found in elements if isinstance(found, Message)),
-        tuple(found for found in elements if isinstance(found, Consent)),
+        tuple(element for element in elements if isinstance(element, Group)),
+        tuple(element for element in elements if isinstance(element, Message)),
+        tuple(element for element in elements if isinstance(element, Consent)),
     )
 
 
-def _elements(body: Iterator[bytes], cipher: AESGCM) -> Iterator[Element]:
+def _read_elements(body: Iterator[bytes], cipher: AESGCM) -> Iterator[Element]:
     header = b""
     while len(header) < HEADER_SIZE:
         if not (chunk := next(body, b"")):
-            raise BrokenBundle("cut in its header")
+            raise InvalidBundle("truncated in its header")
         header += chunk
     header, rest = header[:HEADER_SIZE], header[HEADER_SIZE:]
     if not header.startswith(VERSION):
-        raise BrokenBundle("of another version")
+        raise InvalidBundle("unknown version")
     nonce, decompressor = header[len(VERSION) :], zstandard.ZstdDecompressor().decompressobj()
-    frames, at = bytearray(decompressor.decompress(rest) if rest else b""), 0
+    frames, index = bytearray(decompressor.decompress(rest) if rest else b""), 0
     while True:
         while len(frames) >= 4 and len(frames) - 4 >= (
             size := int.from_bytes(frames[:4], "little")
         ):
             if size < TAG_SIZE:
-                raise BrokenBundle("a frame without room for its tag")
+                raise InvalidBundle("a frame without room for its tag")
             yield _decode_element(
-                cipher.decrypt(_counted(nonce, at), bytes(frames[4 : 4 + size]), None)
+                cipher.decrypt(_frame_nonce(nonce, index), bytes(frames[4 : 4 + size]), None)
             )
             del frames[: 4 + size]
-            at += 1
+            index += 1
         if decompressor.eof:
             break
         if not (chunk := next(body, b"")):
-            raise BrokenBundle("cut in its zstd stream")
+            raise InvalidBundle("truncated in its zstd stream")
         frames += decompressor.decompress(chunk)
     if frames or decompressor.unused_data or next(body, b""):
-        raise BrokenBundle("cut in a frame, or followed by something")
+        raise InvalidBundle("truncated in a frame, or followed by other data")
 
 
-def _counted(nonce: bytes, at: int) -> bytes:
-    counter = (int.from_bytes(nonce, "little") + at) % (1 << 8 * NONCE_SIZE)
+def _frame_nonce(nonce: bytes, index: int) -> bytes:
+    counter = (int.from_bytes(nonce, "little") + index) % (1 << 8 * NONCE_SIZE)
     return counter.to_bytes(NONCE_SIZE, "little")
 
 
-def jsonl_bundle(history: History, key: bytes, nonce: bytes) -> bytes:
-    """Groups, then messages, a JSON object a line; consents were not yet in it."""
-    dump = partial(json.dumps, default=list, separators=(",", ":"))  # bytes are arrays of numbers
+def encrypt_jsonl_bundle(history: History, key: bytes, nonce: bytes) -> bytes:
+    """Encrypt groups, then messages, one JSON object per line. This format had no consents."""
+    # `default=list` writes bytes as arrays of numbers.
+    dump = partial(json.dumps, default=list, separators=(",", ":"))
     rows: list[Element] = [*history.groups, *history.messages]
     lines = "".join(dump(asdict(row)) + "\n" for row in rows)
     return nonce + AESGCM(key).encrypt(nonce, lines.encode(), None)
 
 
-def open_jsonl_bundle(bundle: bytes, key: bytes) -> History:
-    """`BrokenBundle` unless all of it is there, as one tag guards it."""
+def decrypt_jsonl_bundle(bundle: bytes, key: bytes) -> History:
+    """Decrypt a bundle. One tag protects all of it, so a partial one raises `InvalidBundle`."""
     try:
         lines = AESGCM(key).decrypt(bundle[:NONCE_SIZE], bundle[NONCE_SIZE:], None)
     except (InvalidTag, ValueError) as error:
-        raise BrokenBundle("cut, damaged, or another key's") from error
+        raise InvalidBundle("truncated, damaged, or encrypted with another key") from error
     rows = [json.loads(line) for line in lines.splitlines()]
     return History(
         tuple(_row(Group, row) for row in rows if "group_id" not in row),
@@ -212,7 +216,7 @@ def _row(kind: type[_Element], row: dict[str, Any]) -> _Element:
     return kind(**values)
 
 
-# --- protobuf, as much of it as there is here -----------------------------------------------------
+# --- protobuf: only the features that these messages use -----------------------------------------
 
 
 def _varint(value: int) -> bytes:
@@ -223,16 +227,16 @@ def _varint(value: int) -> bytes:
     return bytes([*encoded, value])
 
 
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number, and where the next thing begins."""
+def _read_varint(data: bytes, position: int) -> tuple[int, int]:
+    """Return the number at this position, and the position after it."""
     value = shift = 0
     while True:
-        if at == len(data):
-            raise ValueError("it ends within a number")
-        value |= (data[at] & 0x7F) << shift
-        shift, at = shift + 7, at + 1
-        if data[at - 1] < 0x80:
-            return value, at
+        if position == len(data):
+            raise ValueError("the data end within a number")
+        value |= (data[position] & 0x7F) << shift
+        shift, position = shift + 7, position + 1
+        if data[position - 1] < 0x80:
+            return value, position
 
 
 def _encode_field(number: int, value: int | str | bytes) -> bytes:
@@ -243,36 +247,39 @@ def _encode_field(number: int, value: int | str | bytes) -> bytes:
 
 
 def _decode_fields(data: bytes) -> dict[int, int | bytes]:
-    found: dict[int, int | bytes] = {}
-    at = 0
-    while at < len(data):
-        tag, at = _read_varint(data, at)
-        value, at = _read_varint(data, at)
+    values: dict[int, int | bytes] = {}
+    position = 0
+    while position < len(data):
+        tag, position = _read_varint(data, position)
+        value, position = _read_varint(data, position)
         if tag & 7 == 0:
-            found[tag >> 3] = value
-        elif tag & 7 == 2 and at + value <= len(data):
-            found[tag >> 3], at = data[at : at + value], at + value
+            values[tag >> 3] = value
+        elif tag & 7 == 2 and position + value <= len(data):
+            values[tag >> 3], position = data[position : position + value], position + value
         else:
-            raise ValueError("no such field is ever written")
-    return found
+            raise ValueError("libxmtp never writes such a field")
+    return values
 
 
 def _encode_element(element: Element) -> bytes:
     kind = next(number for number, kind in KINDS.items() if kind is type(element))
-    parts = [_encode_field(f.metadata["number"], getattr(element, f.name)) for f in fields(element)]
+    parts = [
+        _encode_field(item.metadata["number"], getattr(element, item.name))
+        for item in fields(element)
+    ]
     return _encode_field(kind, b"".join(parts))
 
 
 def _decode_element(data: bytes) -> Element:
-    [(number, inside)] = _decode_fields(data).items()
-    if number not in KINDS or not isinstance(inside, bytes):
-        raise ValueError("no such element")
-    kind, found = KINDS[number], _decode_fields(inside)
+    [(number, content)] = _decode_fields(data).items()
+    if number not in KINDS or not isinstance(content, bytes):
+        raise ValueError("unknown element")
+    kind, encoded = KINDS[number], _decode_fields(content)
     types = get_type_hints(kind)
     values: dict[str, Any] = {}
-    for f in fields(kind):
-        value = found[f.metadata["number"]]
-        values[f.name] = (
-            value.decode() if isinstance(value, bytes) and types[f.name] is str else value
+    for item in fields(kind):
+        value = encoded[item.metadata["number"]]
+        values[item.name] = (
+            value.decode() if isinstance(value, bytes) and types[item.name] is str else value
         )
     return kind(**values)
