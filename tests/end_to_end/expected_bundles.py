@@ -1,9 +1,9 @@
-"""What was promised to clients, and what must therefore be in the bucket, may be, and must not be.
+"""The bundles that must, may and must not be in the bucket, after the responses that clients got.
 
-- A bundle whose id was told is there and identical, until a delete of it is tried.
-- Deleted means gone for ever. A delete that failed leaves the bundle, or does not.
-- A bundle that was sent whole by a client that did not get to know its id is there, or is not.
-- Everything else is not there.
+- A bundle whose id a client received exists unchanged until a client tries to delete it.
+- A deleted bundle never comes back. After a failed delete, the bundle may or may not exist.
+- If a client sent a whole bundle but did not receive its id, the bundle may or may not exist.
+- Nothing else exists.
 """
 
 import hashlib
@@ -20,192 +20,204 @@ from tests.support.clients.transfers import Answer, Bundle, Delete, Download, Tr
 from tests.support.polling import until
 from tests.support.services.thread import Service
 
-IMPATIENCE = 5.0
-"""Seconds in which what must not be in the bucket has to be gone."""
+CLEANUP_TIMEOUT = 5.0
+"""Seconds within which the service removes everything that must not be in the bucket."""
 
-Weather = Literal["calm", "S3 fails", "the service ends"]
+Conditions = Literal["normal", "S3 fails", "the service stops"]
 
-REFUSED = {"other key": 401, "other hmac": 401, "half": 400, "none": 400}
+REFUSAL_STATUS = {"other key": 401, "other hmac": 401, "half": 400, "none": 400}
 
 
 @dataclass
-class Ledger:
-    """`run` may be called by several threads at the same time, all else when nothing runs."""
+class ExpectedBundles:
+    """Records responses, and knows from them which bundles must exist.
 
-    told: dict[str, Bundle] = field(default_factory=dict)
-    tried: Counter[str] = field(default_factory=Counter)  # deletes, by id
-    gone: set[str] = field(default_factory=set)
-    unheard: set[str] = field(default_factory=set)  # digests
+    Several threads may call `run` at once. Call the other methods only while no transfer runs.
+    """
+
+    uploaded: dict[str, Bundle] = field(default_factory=dict)
+    delete_attempts: Counter[str] = field(default_factory=Counter)  # by id
+    deleted: set[str] = field(default_factory=set)
+    unconfirmed: set[str] = field(default_factory=set)  # SHA-256 of bundles without a known id
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def run(self, transfer: Transfer, url: str, weather: Weather) -> None:
-        """`AssertionError` where a client sees what it must not see in this weather."""
+    def run(self, transfer: Transfer, url: str, conditions: Conditions) -> None:
+        """Run a transfer. Fails if the client gets a response that is wrong in these conditions."""
         if isinstance(transfer, Delete) and transfer.proven == "right":
-            self.tried[transfer.bundle_id] += 1
-        gone = isinstance(transfer, Download) and transfer.bundle_id in self.gone
-        answer = transfer.run(url)
-        assert answer.status != 500, answer.text
-        assert weather != "calm" or answer.status != 503, answer.text
-        if weather != "the service ends" or answer.status:
-            self._judge(transfer, answer, calm=weather == "calm")
-            assert not (gone and answer.status in (200, 206)), "deleted, but there"
+            self.delete_attempts[transfer.bundle_id] += 1
+        was_deleted = isinstance(transfer, Download) and transfer.bundle_id in self.deleted
+        response = transfer.run(url)
+        assert response.status != 500, response.text
+        assert conditions != "normal" or response.status != 503, response.text
+        if conditions != "the service stops" or response.status:
+            self._check_response(transfer, response, normal=conditions == "normal")
+            assert not (was_deleted and response.status in (200, 206)), (
+                "a deleted bundle was served"
+            )
         elif isinstance(transfer, Upload):
-            self._note_unheard(transfer, answer)
+            self._record_unconfirmed(transfer, response)
         name = transfer.method if isinstance(transfer, Download) else type(transfer).__name__
-        self.outcomes[f"{name.upper()}, {transfer.manner.kind}", _outcome(answer)] += 1
+        self.outcomes[f"{name.upper()}, {transfer.manner.kind}", _outcome(response)] += 1
 
-    def _judge(self, transfer: Transfer, answer: Answer, *, calm: bool) -> None:
+    def _check_response(self, transfer: Transfer, response: Answer, *, normal: bool) -> None:
         match transfer:
             case Upload():
-                self._judge_upload(transfer, answer)
+                self._check_upload(transfer, response)
             case Download():
-                self._judge_download(transfer, answer, calm=calm)
+                self._check_download(transfer, response, normal=normal)
             case Delete():
-                self._judge_delete(transfer, answer)
+                self._check_delete(transfer, response)
 
-    def _note_unheard(self, upload: Upload, answer: Answer) -> None:
-        if answer.sent_all and upload.honest:
-            self.unheard.add(hashlib.sha256(upload.bundle.content).hexdigest())
+    def _record_unconfirmed(self, upload: Upload, response: Answer) -> None:
+        if response.sent_all and upload.honest:
+            self.unconfirmed.add(hashlib.sha256(upload.bundle.content).hexdigest())
 
-    def _judge_upload(self, upload: Upload, answer: Answer) -> None:
+    def _check_upload(self, upload: Upload, response: Answer) -> None:
         manner, bundle = upload.manner, upload.bundle
-        if answer.status == 200:
+        if response.status == 200:
             assert upload.honest
-            assert answer.whole
-            assert answer.sent_all, "answered before all was there"
-            assert str(UUID(answer.text, version=4)) == answer.text
-            assert answer.text not in self.told
-            self.told[answer.text] = bundle
+            assert response.whole
+            assert response.sent_all, "the response came before the end of the upload"
+            assert str(UUID(response.text, version=4)) == response.text
+            assert response.text not in self.uploaded
+            self.uploaded[response.text] = bundle
         elif not manner.listens:
-            assert not answer.status
-            self._note_unheard(upload, answer)
-        elif manner.kind == "half-closes" and not answer.sent_all:
-            assert answer.status in (0, 400, 503), answer
+            assert not response.status
+            self._record_unconfirmed(upload, response)
+        elif manner.kind == "half-closes" and not response.sent_all:
+            assert response.status in (0, 400, 503), response
         else:
-            assert answer.status == 503 or (answer.status == 422 and not upload.honest), answer
+            assert response.status == 503 or (response.status == 422 and not upload.honest), (
+                response
+            )
 
-    def _judge_download(self, download: Download, answer: Answer, *, calm: bool) -> None:
-        assert answer.status != 404 or self.tried[download.bundle_id], "a false 404"
-        if answer.status in (200, 206):
+    def _check_download(self, download: Download, response: Answer, *, normal: bool) -> None:
+        assert response.status != 404 or self.delete_attempts[download.bundle_id], (
+            "a bundle that must exist got 404"
+        )
+        if response.status in (200, 206):
             assert download.proven == "right"
-            self._compare(download, answer)
-            stays = download.manner.kind in ("good", "slow")
-            assert answer.whole or not calm or not stays, answer
-        elif answer.status == 416:
+            self._check_content(download, response)
+            reads_all = download.manner.kind in ("good", "slow")
+            assert response.whole or not normal or not reads_all, response
+        elif response.status == 416:
             assert download.part is not None
             assert download.part[0] >= download.bundle.size
-        elif not answer.status:
-            # Who reads with nothing more to say looks like one that has left.
-            assert download.manner.kind == "half-closes", answer
-        elif answer.status not in (404, 503):
-            assert answer.status == REFUSED.get(download.proven), answer
+        elif not response.status:
+            # To the service, a half-closed connection looks like a client that disconnected.
+            assert download.manner.kind == "half-closes", response
+        elif response.status not in (404, 503):
+            assert response.status == REFUSAL_STATUS.get(download.proven), response
 
-    def _compare(self, download: Download, answer: Answer) -> None:
-        """What came is the begin of what was wanted, of which the headers tell the size."""
-        wanted = download.wanted
+    def _check_content(self, download: Download, response: Answer) -> None:
+        """Check the size in the headers, and that the body is the start of the expected bytes."""
+        expected = download.wanted
         whole_bundle = download.part is None or download.method == "HEAD"
-        assert answer.status == (200 if whole_bundle else 206)
-        assert int(answer.headers["content-length"]) == len(wanted)
+        assert response.status == (200 if whole_bundle else 206)
+        assert int(response.headers["content-length"]) == len(expected)
         if download.method == "HEAD":
-            assert not answer.body
+            assert not response.body
             return
-        assert wanted.startswith(answer.body)
-        assert answer.whole == (answer.body == wanted)
+        assert expected.startswith(response.body)
+        assert response.whole == (response.body == expected)
 
-    def _judge_delete(self, delete: Delete, answer: Answer) -> None:
+    def _check_delete(self, delete: Delete, response: Answer) -> None:
         bundle_id = delete.bundle_id
-        if answer.status == 204:
+        if response.status == 204:
             assert delete.proven == "right"
-            self.gone.add(bundle_id)
-        elif answer.status == 404:
-            # Another delete may have had that answer, or have failed after all was done.
-            assert self.tried[bundle_id] > (delete.proven == "right"), "a false 404"
-            self.gone.add(bundle_id)
-        elif answer.status not in (0, 503):
-            assert answer.status == REFUSED.get(delete.proven), answer
-        elif not answer.status:
-            assert delete.manner.kind in ("leaves", "resets", "half-closes"), answer
+            self.deleted.add(bundle_id)
+        elif response.status == 404:
+            # Another delete may have succeeded, or removed the bundle before it failed.
+            assert self.delete_attempts[bundle_id] > (delete.proven == "right"), (
+                "a bundle that must exist got 404"
+            )
+            self.deleted.add(bundle_id)
+        elif response.status not in (0, 503):
+            assert response.status == REFUSAL_STATUS.get(delete.proven), response
+        elif not response.status:
+            assert delete.manner.kind in ("leaves", "resets", "half-closes"), response
 
-    def lost(self, service: Service) -> list[str]:
-        """Ids of bundles that must be in the bucket, but are not."""
+    def missing(self, service: Service) -> list[str]:
+        """Return the ids of bundles that must be in the bucket, but are not."""
         keys = set(service.objects())
-        there = (bundle_id for bundle_id in self.told if not self.tried[bundle_id])
-        return [bundle_id for bundle_id in there if f"{service.prefix}{bundle_id}" not in keys]
+        required = (bundle_id for bundle_id in self.uploaded if not self.delete_attempts[bundle_id])
+        return [bundle_id for bundle_id in required if f"{service.prefix}{bundle_id}" not in keys]
 
-    def strays(self, service: Service) -> list[str]:
-        """Keys, and what else there is of them, that must not be in the bucket."""
-        uploads = [f"upload of {key}" for key in service.multipart_uploads()]
-        keys = [key for key in service.objects() if not self._belongs(service, key)]
+    def unexpected(self, service: Service) -> list[str]:
+        """Return the objects and the multipart uploads that must not be in the bucket."""
+        uploads = [f"multipart upload of {key}" for key in service.multipart_uploads()]
+        keys = [key for key in service.objects() if not self._may_exist(service, key)]
         return uploads + keys
 
-    def _belongs(self, service: Service, key: str) -> bool:
+    def _may_exist(self, service: Service, key: str) -> bool:
         bundle_id = key.removeprefix(service.prefix)
-        if bundle_id in self.told:
-            return bundle_id not in self.gone
+        if bundle_id in self.uploaded:
+            return bundle_id not in self.deleted
         content = read(service, key)
-        return content is not None and hashlib.sha256(content).hexdigest() in self.unheard
+        return content is not None and hashlib.sha256(content).hexdigest() in self.unconfirmed
 
-    def sweep(self, service: Service) -> None:
-        """Do what the bucket's lifecycle does, sooner."""
+    def run_lifecycle(self, service: Service) -> None:
+        """Remove at once what the bucket's lifecycle would remove later."""
         service.abort_all()
-        for key in self.strays(service):
+        for key in self.unexpected(service):
             service.s3.delete_object(Bucket=service.bucket, Key=key)
 
-    def settle(self, service: Service) -> float:
-        """Wait until the bucket holds no more than it should; the seconds that took."""
-        began = time.monotonic()
-        strays: list[str] = []
+    def wait_for_cleanup(self, service: Service) -> float:
+        """Wait until the bucket holds nothing unexpected. Returns the seconds that this took."""
+        started = time.monotonic()
+        unexpected: list[str] = []
 
-        def none() -> bool:
-            strays[:] = self.strays(service)
-            return not strays
+        def clean() -> bool:
+            unexpected[:] = self.unexpected(service)
+            return not unexpected
 
         try:
-            until(none, seconds=IMPATIENCE)
+            until(clean, seconds=CLEANUP_TIMEOUT)
         except AssertionError as error:
-            raise AssertionError(f"left in the bucket: {strays}") from error
-        return time.monotonic() - began
+            raise AssertionError(f"left in the bucket: {unexpected}") from error
+        return time.monotonic() - started
 
-    def table(self) -> str:
-        """Who saw what, how often."""
+    def summary(self) -> str:
+        """Return how often each kind of client got each outcome."""
         lines = [
-            f"{count:6} {who:22} {what}" for (who, what), count in sorted(self.outcomes.items())
+            f"{count:6} {client:22} {outcome}"
+            for (client, outcome), count in sorted(self.outcomes.items())
         ]
         return "\n".join([f"{self.outcomes.total():6} transfers", *lines])
 
     def check(self, service: Service) -> None:
-        """Everything that was told is as it was promised, in the bucket and for clients."""
-        for bundle_id, bundle in self.told.items():
+        """Check every uploaded bundle, in the bucket and through the service."""
+        for bundle_id, bundle in self.uploaded.items():
             stored = read(service, f"{service.prefix}{bundle_id}")
-            answer = service.fetch(bundle_id, sign(bundle.key, bundle.content))
-            if bundle_id in self.gone or (self.tried[bundle_id] and stored is None):
-                assert stored is None, "it is back"
-                assert answer.status_code == 404
-                self.gone.add(bundle_id)
+            response = service.fetch(bundle_id, sign(bundle.key, bundle.content))
+            if bundle_id in self.deleted or (self.delete_attempts[bundle_id] and stored is None):
+                assert stored is None, "a deleted bundle is back"
+                assert response.status_code == 404
+                self.deleted.add(bundle_id)
                 continue
-            assert stored is not None, f"{bundle_id} was told, and is lost"
+            assert stored is not None, f"{bundle_id} was uploaded, but does not exist"
             assert stored == bundle.content
-            assert answer.status_code == 200
-            assert answer.content == bundle.content
+            assert response.status_code == 200
+            assert response.content == bundle.content
 
 
-def _outcome(answer: Answer) -> str:
-    if not answer.status:
-        return "no answer"
+def _outcome(response: Answer) -> str:
+    if not response.status:
+        return "no response"
     code = ""
-    if answer.headers.get("content-type") == "application/problem+json" and answer.whole:
-        code = answer.text.partition('"code": "')[2].partition('"')[0]
-    return f"{answer.status} {code}".strip() + ("" if answer.whole else ", cut")
+    if response.headers.get("content-type") == "application/problem+json" and response.whole:
+        code = response.text.partition('"code": "')[2].partition('"')[0]
+    return f"{response.status} {code}".strip() + ("" if response.whole else ", incomplete")
 
 
 def read(service: Service, key: str) -> bytes | None:
-    """Past the service; `None` where there is no such object."""
+    """Read an object from S3 directly. Returns `None` if it does not exist."""
     try:
-        got: Any = service.s3.get_object(Bucket=service.bucket, Key=key)
+        response: Any = service.s3.get_object(Bucket=service.bucket, Key=key)
     except ClientError as error:
         if error.response["Error"]["Code"] == "NoSuchKey":
             return None
         raise
-    with got["Body"] as body:
+    with response["Body"] as body:
         content: bytes = body.read()
     return content

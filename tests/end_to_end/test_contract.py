@@ -1,4 +1,4 @@
-"""The rest of the wire contract, on every store: receipts, ranges, DELETE, X-TTL, digests."""
+"""Receipts, ranges, conditions, DELETE, X-TTL and digests, on every store."""
 
 import base64
 import hashlib
@@ -34,43 +34,44 @@ def digest(bundle: bytes) -> str:
     return f"sha-256=:{base64.b64encode(hashlib.sha256(bundle).digest()).decode()}:"
 
 
-def code(answer: httpx.Response) -> tuple[int, str]:
-    return answer.status_code, answer.json()["code"]
+def problem(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["code"]
 
 
 def post(service: Service, bundle: bytes, **headers: str) -> httpx.Response:
-    names = {name.replace("_", "-"): value for name, value in headers.items()}
-    return service.http.post("/upload", content=bundle, headers=names)
+    """Upload with headers whose names are written with `_` instead of `-`."""
+    renamed = {name.replace("_", "-"): value for name, value in headers.items()}
+    return service.http.post("/upload", content=bundle, headers=renamed)
 
 
 @pytest.mark.every_store
 @pytest.mark.parametrize("size", SIZES)
-def test_a_receipt_comes_with_the_first_proof(service: Service, size: int) -> None:
+def test_first_download_stores_a_receipt(service: Service, size: int) -> None:
     bundle = content(size)
     proof = sign(KEY, bundle)
     bundle_id = service.upload(bundle, proof["X-HMAC"])
-    before = service.tags(bundle_id)
-    assert "receipt" not in before
+    original_tags = service.tags(bundle_id)
+    assert "receipt" not in original_tags
     assert service.fetch(bundle_id, {**proof, "X-SIGNING-KEY": "another"}).status_code == 401
-    assert service.tags(bundle_id) == before
+    assert service.tags(bundle_id) == original_tags
     assert service.fetch(bundle_id, proof).content == bundle
     expected = compute_receipt(Proof(proof["X-HMAC"], KEY.encode()), UUID(bundle_id))
-    assert service.tags(bundle_id) == {**before, "receipt": expected}
+    assert service.tags(bundle_id) == {**original_tags, "receipt": expected}
     assert service.fetch(bundle_id, proof).content == bundle
     assert service.fetch(bundle_id, {**proof, "X-SIGNING-KEY": "another"}).status_code == 401
-    assert service.tags(bundle_id) == {**before, "receipt": expected}
+    assert service.tags(bundle_id) == {**original_tags, "receipt": expected}
 
 
 @pytest.mark.every_store
 @pytest.mark.parametrize("size", SIZES)
-def test_a_key_at_upload_is_checked_at_once(service: Service, size: int) -> None:
+def test_upload_with_a_signing_key_is_verified_at_once(service: Service, size: int) -> None:
     bundle = content(size)
     proof = sign(KEY, bundle)
     service.clear()
     wrong = [{**proof, "X-SIGNING-KEY": "another"}, {**proof, "X-HMAC": "0" * 64}]
     for headers in wrong:
-        answer = service.http.post("/upload", content=bundle, headers=headers)
-        assert code(answer) == (422, "hmac_mismatch")
+        response = service.http.post("/upload", content=bundle, headers=headers)
+        assert problem(response) == (422, "hmac_mismatch")
     until(lambda: not service.objects() and not service.multipart_uploads())
     bundle_id = service.http.post("/upload", content=bundle, headers=proof).text
     expected = compute_receipt(Proof(proof["X-HMAC"], KEY.encode()), UUID(bundle_id))
@@ -78,14 +79,14 @@ def test_a_key_at_upload_is_checked_at_once(service: Service, size: int) -> None
     assert service.fetch(bundle_id, proof).content == bundle
 
 
-def test_a_head_leaves_a_receipt_too(service: Service) -> None:
+def test_head_stores_a_receipt(service: Service) -> None:
     bundle = content(1000)
     bundle_id = service.upload(bundle, sign(KEY, bundle)["X-HMAC"])
     assert service.head(bundle_id, sign(KEY, bundle)).status_code == 200
     assert "receipt" in service.tags(bundle_id)
 
 
-def test_no_receipt_without_an_hmac_beside_it(serve: Serve) -> None:
+def test_bundle_without_an_hmac_gets_no_receipt(serve: Serve) -> None:
     service = serve(require_hmac=False)
     bundle = content(1000)
     bundle_id = service.upload(bundle)
@@ -102,7 +103,7 @@ def proxy(store: Store) -> Iterator[Proxy]:
         yield running
 
 
-def test_a_receipt_that_cannot_be_kept_costs_nothing_else(
+def test_download_succeeds_if_the_receipt_cannot_be_stored(
     store: Store, proxy: Proxy, serve: Serve
 ) -> None:
     service = serve(endpoint_url=proxy.url, part_size=PART)
@@ -115,38 +116,40 @@ def test_a_receipt_that_cannot_be_kept_costs_nothing_else(
 
 
 @pytest.mark.every_store
-@pytest.mark.parametrize("receipted", [False, True])
+@pytest.mark.parametrize("with_receipt", [False, True])
 @pytest.mark.parametrize("size", SIZES)
-def test_ranges(service: Service, size: int, *, receipted: bool) -> None:
+def test_one_range_returns_part_of_a_bundle(
+    service: Service, size: int, *, with_receipt: bool
+) -> None:
     bundle = content(size)
     proof = sign(KEY, bundle)
-    headers = proof if receipted else {"X-HMAC": proof["X-HMAC"]}
-    wanted = [
+    headers = proof if with_receipt else {"X-HMAC": proof["X-HMAC"]}
+    ranges = [
         ("bytes=0-0", 0, 1),
         ("bytes=1-", 1, size),
         ("bytes=-7", size - 7, size),
         (f"bytes=400-{size + 5}", 400, size),
     ]
-    for header, start, stop in wanted:
+    for header, start, stop in ranges:
         bundle_id = service.http.post("/upload", content=bundle, headers=headers).text
-        answer = service.fetch(bundle_id, {**proof, "Range": header})
-        assert answer.status_code == 206
-        assert answer.content == bundle[start:stop]
-        assert answer.headers["Content-Length"] == str(stop - start)
-        assert answer.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{size}"
-        assert answer.headers["Repr-Digest"] == digest(bundle)
-    several = service.fetch(bundle_id, {**proof, "Range": "bytes=0-1,5-6"})
-    assert (several.status_code, several.content) == (200, bundle)
-    beyond = service.fetch(bundle_id, {**proof, "Range": f"bytes={size}-"})
-    assert code(beyond) == (416, "range_not_satisfiable")
-    assert beyond.headers["Content-Range"] == f"bytes */{size}"
+        response = service.fetch(bundle_id, {**proof, "Range": header})
+        assert response.status_code == 206
+        assert response.content == bundle[start:stop]
+        assert response.headers["Content-Length"] == str(stop - start)
+        assert response.headers["Content-Range"] == f"bytes {start}-{stop - 1}/{size}"
+        assert response.headers["Repr-Digest"] == digest(bundle)
+    multiple_ranges = service.fetch(bundle_id, {**proof, "Range": "bytes=0-1,5-6"})
+    assert (multiple_ranges.status_code, multiple_ranges.content) == (200, bundle)
+    past_the_end = service.fetch(bundle_id, {**proof, "Range": f"bytes={size}-"})
+    assert problem(past_the_end) == (416, "range_not_satisfiable")
+    assert past_the_end.headers["Content-Range"] == f"bytes */{size}"
     head = service.head(bundle_id, {**proof, "Range": "bytes=0-0"})
     assert (head.status_code, head.headers["Content-Length"]) == (200, str(size))
 
 
 @pytest.mark.every_store
 @pytest.mark.parametrize("size", SIZES)
-def test_conditions(service: Service, size: int) -> None:
+def test_conditions_are_checked_after_the_proof(service: Service, size: int) -> None:
     bundle = content(size)
     proof = sign(KEY, bundle)
     bundle_id = service.http.post("/upload", content=bundle, headers=proof).text
@@ -157,58 +160,58 @@ def test_conditions(service: Service, size: int) -> None:
     for condition in (etag, "*", f'"other", {etag}'):
         assert service.fetch(bundle_id, {**proof, "If-Match": condition}).content == bundle
     for method in ("GET", "HEAD", "DELETE"):
-        answer = service.http.request(
+        response = service.http.request(
             method, f"/files/{bundle_id}", headers={**proof, "If-Match": '"other"'}
         )
-        assert answer.status_code == 412
+        assert response.status_code == 412
         wrong = {**sign("another key", bundle), "If-Match": '"other"', "Range": "bytes=99999999-"}
         assert service.http.request(method, f"/files/{bundle_id}", headers=wrong).status_code == 401
-    both = {**proof, "If-Match": '"other"', "Range": "bytes=99999999-"}
-    assert code(service.fetch(bundle_id, both)) == (412, "precondition_failed")
+    failing_both = {**proof, "If-Match": '"other"', "Range": "bytes=99999999-"}
+    assert problem(service.fetch(bundle_id, failing_both)) == (412, "precondition_failed")
     for validator, status in ((etag, 206), (modified, 206), ('"other"', 200)):
         partial = {**proof, "Range": "bytes=0-4", "If-Range": validator}
         assert service.fetch(bundle_id, partial).status_code == status
 
 
 @pytest.mark.every_store
-@pytest.mark.parametrize("receipted", [False, True])
-def test_delete(service: Service, *, receipted: bool) -> None:
+@pytest.mark.parametrize("with_receipt", [False, True])
+def test_delete_with_proof_removes_the_bundle(service: Service, *, with_receipt: bool) -> None:
     bundle = content(1000)
     proof = sign(KEY, bundle)
-    headers = proof if receipted else {"X-HMAC": proof["X-HMAC"]}
+    headers = proof if with_receipt else {"X-HMAC": proof["X-HMAC"]}
     bundle_id = service.http.post("/upload", content=bundle, headers=headers).text
 
     def delete(headers: dict[str, str]) -> httpx.Response:
         return service.http.delete(f"/files/{bundle_id}", headers=headers)
 
-    assert code(delete({})) == (400, "missing_header")
-    assert code(delete({"X-HMAC": proof["X-HMAC"]})) == (400, "missing_header")
-    assert code(delete({**proof, "X-SIGNING-KEY": "another"})) == (401, "invalid_hmac")
+    assert problem(delete({})) == (400, "missing_header")
+    assert problem(delete({"X-HMAC": proof["X-HMAC"]})) == (400, "missing_header")
+    assert problem(delete({**proof, "X-SIGNING-KEY": "another"})) == (401, "invalid_hmac")
     assert service.fetch(bundle_id, proof).content == bundle
-    answer = delete(proof)
-    assert (answer.status_code, answer.content) == (204, b"")
-    assert "Content-Length" not in answer.headers
-    assert code(delete(proof)) == (404, "not_found")
-    assert code(service.fetch(bundle_id, proof)) == (404, "not_found")
+    response = delete(proof)
+    assert (response.status_code, response.content) == (204, b"")
+    assert "Content-Length" not in response.headers
+    assert problem(delete(proof)) == (404, "not_found")
+    assert problem(service.fetch(bundle_id, proof)) == (404, "not_found")
     assert not [key for key in service.objects() if bundle_id in key]
 
 
 def test_delete_always_needs_both_headers(serve: Serve) -> None:
     service = serve(require_hmac=False)
     bundle_id = service.upload(b"bundle")
-    assert code(service.http.delete(f"/files/{bundle_id}")) == (400, "missing_header")
+    assert problem(service.http.delete(f"/files/{bundle_id}")) == (400, "missing_header")
     assert service.fetch(bundle_id).status_code == 200
-    answer = service.http.delete(f"/files/{bundle_id}", headers=sign(KEY, b"bundle"))
-    assert answer.status_code == 204
+    response = service.http.delete(f"/files/{bundle_id}", headers=sign(KEY, b"bundle"))
+    assert response.status_code == 204
     assert service.fetch(bundle_id).status_code == 404
 
 
-def test_a_delete_is_repeated_until_the_bundle_is_gone(proxy: Proxy, serve: Serve) -> None:
-    """As on Ceph, where a tag that is being written brings the object back."""
+def test_delete_is_repeated_until_the_object_is_removed(proxy: Proxy, serve: Serve) -> None:
+    """On Ceph, tags that are written during a delete can bring the object back."""
     service = serve(endpoint_url=proxy.url)
     proof = sign(KEY, b"bundle")
     bundle_id = service.http.post("/upload", content=b"bundle", headers=proof).text
-    ineffective = Fault("DeleteObject", Respond(204, "ItSaysSo"), times=2)
+    ineffective = Fault("DeleteObject", Respond(204, "NothingDeleted"), times=2)
     proxy.faults.append(ineffective)
     assert service.http.delete(f"/files/{bundle_id}", headers=proof).status_code == 204
     assert ineffective.struck == 2
@@ -216,99 +219,101 @@ def test_a_delete_is_repeated_until_the_bundle_is_gone(proxy: Proxy, serve: Serv
 
 
 @pytest.mark.every_store
-def test_a_ttl_ends_a_bundle_in_every_method_while_the_object_stays(service: Service) -> None:
+def test_bundle_is_not_found_after_its_ttl_for_any_method(service: Service) -> None:
     bundle = content(1000)
     proof = sign(KEY, bundle)
-    began = time.time()
-    answer = post(service, bundle, X_TTL="2", X_HMAC=proof["X-HMAC"])
-    sunset = parsedate_to_datetime(answer.headers["Sunset"]).timestamp()
-    assert began + 2 <= sunset <= time.time() + 3
-    path = f"/files/{answer.text}"
-    assert service.fetch(answer.text, proof).headers["Sunset"] == answer.headers["Sunset"]
-    while (got := service.fetch(answer.text, proof)).status_code == 200:
+    started = time.time()
+    response = post(service, bundle, X_TTL="2", X_HMAC=proof["X-HMAC"])
+    sunset = parsedate_to_datetime(response.headers["Sunset"]).timestamp()
+    assert started + 2 <= sunset <= time.time() + 3
+    path = f"/files/{response.text}"
+    assert service.fetch(response.text, proof).headers["Sunset"] == response.headers["Sunset"]
+    while (download := service.fetch(response.text, proof)).status_code == 200:
         assert time.time() < sunset + 1
         time.sleep(0.02)
     assert time.time() >= sunset
-    assert code(got) == (404, "not_found")
+    assert problem(download) == (404, "not_found")
     for method in ("GET", "HEAD", "DELETE"):
         assert service.http.request(method, path, headers=proof).status_code == 404
-    assert any(answer.text in key for key in service.objects())
+    assert any(response.text in key for key in service.objects())
 
 
-def test_ttl_bounds(serve: Serve) -> None:
+def test_ttl_must_be_between_one_second_and_the_retention(serve: Serve) -> None:
     service = serve(retention="1h")
-    for good in ("1", "3600", "03600"):
-        assert post(service, b"bundle", X_TTL=good).status_code == 200
-    for bad in ("0", "3601", "-1", "1.5", "1h", "", "+1", "1e3", "9" * 30, "٣"):
-        answer = service.http.post("/upload", content=b"bundle", headers={b"X-TTL": bad.encode()})
-        assert code(answer) == (400, "malformed_header"), bad
+    for valid in ("1", "3600", "03600"):
+        assert post(service, b"bundle", X_TTL=valid).status_code == 200
+    for invalid in ("0", "3601", "-1", "1.5", "1h", "", "+1", "1e3", "9" * 30, "٣"):
+        response = service.http.post(
+            "/upload", content=b"bundle", headers={b"X-TTL": invalid.encode()}
+        )
+        assert problem(response) == (400, "malformed_header"), invalid
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", ["Content-Digest", "Repr-Digest"])
-def test_digests(service: Service, size: int, name: str) -> None:
+def test_digest_is_checked_during_the_upload(service: Service, size: int, name: str) -> None:
     bundle = content(size)
     service.clear()
     for wrong in (digest(b"other"), f"sha-512=:AAAA:, {digest(b'other')}"):
-        assert code(post(service, bundle, **{name: wrong})) == (422, "digest_mismatch")
+        assert problem(post(service, bundle, **{name: wrong})) == (422, "digest_mismatch")
     until(lambda: not service.objects() and not service.multipart_uploads())
-    for right in (digest(bundle), f"sha-512=:AAAA:, {digest(bundle)}", "sha-512=:AAAA:"):
-        answer = post(service, bundle, **{name: right})
-        assert answer.status_code == 200
-    got = service.fetch(answer.text, sign(KEY, bundle))
-    assert got.headers["Repr-Digest"] == digest(bundle)
+    for right_digest in (digest(bundle), f"sha-512=:AAAA:, {digest(bundle)}", "sha-512=:AAAA:"):
+        response = post(service, bundle, **{name: right_digest})
+        assert response.status_code == 200
+    download = service.fetch(response.text, sign(KEY, bundle))
+    assert download.headers["Repr-Digest"] == digest(bundle)
 
 
-def test_digests_that_are_none_or_cover_a_form(service: Service) -> None:
-    for bad in ("sha-256=abc", "sha-256=:AAAA:", "", "what"):
-        assert code(post(service, b"bundle", Repr_Digest=bad)) == (400, "malformed_header")
+def test_malformed_digest_or_digest_of_a_form_is_refused(service: Service) -> None:
+    for invalid in ("sha-256=abc", "sha-256=:AAAA:", "", "what"):
+        assert problem(post(service, b"bundle", Repr_Digest=invalid)) == (400, "malformed_header")
     for name in ("Content-Digest", "Repr-Digest"):
         form = service.http.post(
             "/upload", files={"file": b"bundle"}, headers={name: digest(b"bundle")}
         )
-        assert code(form) == (400, "malformed_header")
-    split = raw_request(
+        assert problem(form) == (400, "malformed_header")
+    repeated_header = raw_request(
         service.url,
         b"POST /upload HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 6\r\n"
         b"Repr-Digest: sha-512=:AAAA:\r\nRepr-Digest: %b\r\n\r\nbundle" % digest(b"other").encode(),
     )
-    assert b"digest_mismatch" in split
+    assert b"digest_mismatch" in repeated_header
 
 
-def test_the_digest_counts_before_the_hmac(service: Service) -> None:
+def test_digest_mismatch_is_reported_before_hmac_mismatch(service: Service) -> None:
     headers = {**sign("another key", b"other"), "Repr-Digest": digest(b"other")}
-    answer = service.http.post("/upload", content=b"bundle", headers=headers)
-    assert code(answer) == (422, "digest_mismatch")
+    response = service.http.post("/upload", content=b"bundle", headers=headers)
+    assert problem(response) == (422, "digest_mismatch")
 
 
 def test_headers_are_checked_before_the_length(serve: Serve) -> None:
     service = serve(max_bundle_size=10)
     for headers in ({"X-TTL": "0"}, {"Repr-Digest": "x"}, {"X-HMAC": "x"}, {"X-SIGNING-KEY": "x"}):
         assert service.http.post("/upload", content=bytes(11), headers=headers).status_code == 400
-    assert code(post(service, bytes(11), X_TTL="1")) == (413, "bundle_too_large")
+    assert problem(post(service, bytes(11), X_TTL="1")) == (413, "bundle_too_large")
 
 
 @pytest.mark.every_store
-def test_curl_resumes_a_download_that_was_cut(
+def test_curl_resumes_an_interrupted_download(
     store: Store, s3: object, proxy: Proxy, tmp_path: Path
 ) -> None:
     bundle = content(2 * PART)
     proof = sign(KEY, bundle)
-    headers = [part for name in proof for part in ("-H", f"{name}: {proof[name]}")]
+    headers = [argument for name in proof for argument in ("-H", f"{name}: {proof[name]}")]
     with running_service(store, s3, endpoint_url=proxy.url) as service:
         bundle_id = service.http.post("/upload", content=bundle, headers=proof).text
         curl = ["curl", "-sS", "--fail", *headers, "-o", str(tmp_path / "bundle")]
         url = f"{service.url}/files/{bundle_id}"
         proxy.faults.append(Fault("GetObject", Truncate(len(bundle) * 2 // 5)))
         proxy.faults.append(Fault("GetObject", Truncate(0), times=MAX_RESUMES))
-        cut = subprocess.run([*curl, url], check=False, capture_output=True)
-        assert cut.returncode == 18  # CURLE_PARTIAL_FILE
+        interrupted = subprocess.run([*curl, url], check=False, capture_output=True)
+        assert interrupted.returncode == 18  # CURLE_PARTIAL_FILE
         assert 0 < (tmp_path / "bundle").stat().st_size < len(bundle)
         subprocess.run([*curl, "-C", "-", url], check=True)
     assert (tmp_path / "bundle").read_bytes() == bundle
 
 
-def test_an_unknown_bundle_in_every_method(service: Service) -> None:
+def test_unknown_bundle_is_not_found_for_any_method(service: Service) -> None:
     for method in ("GET", "DELETE"):
-        answer = service.http.request(method, f"/files/{uuid4()}", headers=sign(KEY, b""))
-        assert code(answer) == (404, "not_found")
+        response = service.http.request(method, f"/files/{uuid4()}", headers=sign(KEY, b""))
+        assert problem(response) == (404, "not_found")

@@ -1,4 +1,4 @@
-"""Any header that HTTP lets through: the service answers, or says by a known code why not."""
+"""Requests with arbitrary header values are accepted or get a response with a known error."""
 
 import hashlib
 from uuid import uuid4
@@ -19,7 +19,7 @@ PROOF = {b"X-HMAC": HMAC, b"X-SIGNING-KEY": KEY.encode()}
 DIGEST = format_digest(hashlib.sha256(BUNDLE).hexdigest()).encode()
 OTHER_DIGEST = format_digest("0" * 64).encode()
 
-MEANT = {
+REALISTIC = {
     b"X-HMAC": [HMAC, HMAC.upper(), HMAC[:-1], b"0" * 64],
     b"X-SIGNING-KEY": [KEY.encode(), b"another"],
     b"X-TTL": [b"1", b"604800", b"604801", b"0", b"-1", b"1.5", b"9" * 5000],
@@ -44,16 +44,16 @@ MEANT = {
 }
 GARBAGE = (
     st.binary(max_size=30)
-    | st.text("bytes=-01:;,.*/\"W'()\\ \t\xe9").map(lambda t: t.encode("latin-1"))
+    | st.text("bytes=-01:;,.*/\"W'()\\ \t\xe9").map(lambda text: text.encode("latin-1"))
 ).map(lambda value: value.translate(None, b"\0\n\v\f\r").strip(b" \t"))
 HEADERS = st.lists(
     st.one_of(
-        *(st.tuples(st.just(name), st.sampled_from(values)) for name, values in MEANT.items()),
-        st.tuples(st.sampled_from(list(MEANT)), GARBAGE),
+        *(st.tuples(st.just(name), st.sampled_from(values)) for name, values in REALISTIC.items()),
+        st.tuples(st.sampled_from(list(REALISTIC)), GARBAGE),
     ),
     max_size=5,
 )
-FEW = settings(deadline=None, derandomize=True, max_examples=50)
+FEW_EXAMPLES = settings(deadline=None, derandomize=True, max_examples=50)
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -63,43 +63,45 @@ def bundle_id(service: Service) -> str:
     return service.upload(BUNDLE, HMAC.decode())
 
 
-def answered(answer: httpx.Response) -> int:
-    """The status of an answer, which is no fault of the server, and a problem if it is an error."""
-    if answer.status_code >= 400:
-        assert answer.headers["Content-Type"] == "application/problem+json"
-        assert answer.request.method == "HEAD" or (
-            STATUS[answer.json()["code"]] == answer.json()["status"] == answer.status_code
+def checked_status(response: httpx.Response) -> int:
+    """Return the status. It must not be a server error; a client error needs a problem document."""
+    if response.status_code >= 400:
+        assert response.headers["Content-Type"] == "application/problem+json"
+        assert response.request.method == "HEAD" or (
+            STATUS[response.json()["code"]] == response.json()["status"] == response.status_code
         )
-    assert answer.status_code < 500
-    return answer.status_code
+    assert response.status_code < 500
+    return response.status_code
 
 
-@FEW
+@FEW_EXAMPLES
 @given(HEADERS)
 @example([(b"Content-Digest", b"a=::; ," * 99 + b"!")])
-def test_an_upload_with_any_headers(service: Service, headers: Headers) -> None:
-    answer = service.http.post("/upload", content=BUNDLE, headers=headers)
-    assert answered(answer) in {200, 400, 422}
+def test_upload_with_arbitrary_headers(service: Service, headers: Headers) -> None:
+    response = service.http.post("/upload", content=BUNDLE, headers=headers)
+    assert checked_status(response) in {200, 400, 422}
 
 
-@FEW
+@FEW_EXAMPLES
 @given(HEADERS)
-def test_a_request_with_any_headers(service: Service, headers: Headers) -> None:
-    assert answered(service.http.get("/", headers=headers)) == 200
+def test_requests_with_arbitrary_headers(service: Service, headers: Headers) -> None:
+    assert checked_status(service.http.get("/", headers=headers)) == 200
     path = f"/files/{uuid4()}"
     for method in ("GET", "HEAD", "DELETE"):
-        assert answered(service.http.request(method, path, headers=headers)) in {400, 404}
+        assert checked_status(service.http.request(method, path, headers=headers)) in {400, 404}
 
 
-@FEW
+@FEW_EXAMPLES
 @given(HEADERS.map(lambda headers: [header for header in headers if header[0] not in PROOF]))
-def test_a_download_with_any_headers(service: Service, bundle_id: str, headers: Headers) -> None:
-    answer = service.http.get(f"/files/{bundle_id}", headers=[*PROOF.items(), *headers])
-    status = answered(answer)
+def test_download_with_arbitrary_headers(
+    service: Service, bundle_id: str, headers: Headers
+) -> None:
+    response = service.http.get(f"/files/{bundle_id}", headers=[*PROOF.items(), *headers])
+    status = checked_status(response)
     if status == 206:
-        start, stop = answer.headers["Content-Range"].removeprefix("bytes ")[:-2].split("-")
-        assert answer.content == BUNDLE[int(start) : int(stop) + 1]
+        start, stop = response.headers["Content-Range"].removeprefix("bytes ")[:-2].split("-")
+        assert response.content == BUNDLE[int(start) : int(stop) + 1]
     elif status == 200:
-        assert answer.content == BUNDLE
+        assert response.content == BUNDLE
     else:
         assert status in {412, 416}

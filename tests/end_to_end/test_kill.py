@@ -1,4 +1,4 @@
-"""kill -9: what a process leaves behind is whole bundles, or what nobody can see."""
+"""kill -9 leaves only complete bundles, and objects that the service does not show to anyone."""
 
 import asyncio
 import hashlib
@@ -27,84 +27,97 @@ SMALL, LARGEST = LARGE[:MIB], LARGE * 2
 
 
 @pytest.mark.parametrize("count", [4, pytest.param(20, marks=pytest.mark.soak)])
-def test_nothing_shows_but_whole_bundles(store: Store, s3: Any, count: int) -> None:
-    """Killed while some are told their ids, some wait for their tags and some are under way."""
+def test_killed_process_leaves_only_complete_or_hidden_objects(
+    store: Store, s3: Any, count: int
+) -> None:
+    """The process is killed while uploads are complete, waiting for their tags, or running."""
     bucket = new_bucket(s3)
     with Proxy(store.endpoint_url) as proxy:
         with serving_bucket(store, bucket, proxy.url, HISTORY_PART_SIZE="5MiB") as (url, process):
-            uploads, downloads = asyncio.run(interrupted(url, process, proxy, count))
-        told = {answer.body.decode(): bundle for answer, bundle in uploads if answer.status}
-        assert {answer.status for answer, _ in uploads} == {200, load.BROKEN}
-        assert {answer.status for answer in downloads} <= {200, load.BROKEN}
-        assert all(answer.body == LARGE for answer in downloads if answer.status)
+            uploads, downloads = asyncio.run(kill_during_transfers(url, process, proxy, count))
+        uploaded = {
+            response.body.decode(): bundle for response, bundle in uploads if response.status
+        }
+        assert {response.status for response, _ in uploads} == {200, load.BROKEN}
+        assert {response.status for response in downloads} <= {200, load.BROKEN}
+        assert all(response.body == LARGE for response in downloads if response.status)
         with serving_bucket(store, bucket, HISTORY_PART_SIZE="5MiB") as (url, _):
-            for bundle_id, bundle in told.items():
+            for bundle_id, bundle in uploaded.items():
                 assert asyncio.run(load.download(url, bundle_id, bundle)).body == bundle
-            seen = Counter(visible(url, found) for found in objects(s3, bucket))
-    left = multipart_upload_keys(s3, bucket)
-    whole = sum(answer.status == 200 for answer in downloads)
+            counts = Counter(visibility(url, stored) for stored in stored_objects(s3, bucket))
+    unfinished = multipart_upload_keys(s3, bucket)
+    complete = sum(response.status == 200 for response in downloads)
     print(
-        f"{len(told)} of {len(uploads)} uploads and {whole} of {len(downloads)} downloads were "
-        f"done; objects: {dict(seen)}; for the lifecycle: {len(left)} multipart uploads"
+        f"complete: {len(uploaded)} of {len(uploads)} uploads, "
+        f"{complete} of {len(downloads)} downloads; objects: {dict(counts)}; "
+        f"left to the lifecycle: {len(unfinished)} multipart uploads"
     )
-    assert seen["served"] >= len(told)
-    assert seen["hidden"]
-    assert left
+    assert counts["served"] >= len(uploaded)
+    assert counts["hidden"]
+    assert unfinished
 
 
-async def interrupted(
+async def kill_during_transfers(
     url: str, process: Popen[str], proxy: Proxy, count: int
 ) -> tuple[list[tuple[load.Answer, bytes]], list[load.Answer]]:
-    """Of four uploads, one is done soon, as is one but for its tags; two are under way."""
-    known = (await load.upload(url, LARGE)).body.decode()
+    """Kill the process during uploads and downloads, and return their responses.
+
+    Of every four uploads, one ends soon, one waits for its tags and two are still being sent.
+    """
+    known_id = (await load.upload(url, LARGE)).body.decode()
     tagging = Fault("PutObjectTagging", Delay(60), times=None, every=2)
     proxy.faults.append(tagging)
     plans = [(SMALL, 0.5), (LARGE, 0.5), (LARGE, 30), (LARGEST, 3)] * (count // 4)
-    uploads = [asyncio.create_task(load.upload(url, it, seconds=pace)) for it, pace in plans]
+    uploads = [
+        asyncio.create_task(load.upload(url, bundle, seconds=seconds)) for bundle, seconds in plans
+    ]
     downloads = [
-        asyncio.create_task(load.download(url, known, LARGE, seconds=pace))
-        for pace in (0, 10, 20, 30) * (count // 4)
+        asyncio.create_task(load.download(url, known_id, LARGE, seconds=seconds))
+        for seconds in (0, 10, 20, 30) * (count // 4)
     ]
 
-    def midway() -> bool:
-        parts = sum(it.operation == "UploadPart" and it.completed for it in proxy.requests)
-        # One was known before; of each four, one sends two parts, and one has sent one of three.
-        told = sum(task.done() for task in uploads)
-        return tagging.struck >= 1 and told >= count // 4 and parts >= 2 + 3 * count // 4
+    def halfway() -> bool:
+        parts = sum(
+            request.operation == "UploadPart" and request.completed for request in proxy.requests
+        )
+        # The first bundle had two parts. Of every four uploads, one sends two parts, and another
+        # has sent one of three.
+        done = sum(task.done() for task in uploads)
+        return tagging.struck >= 1 and done >= count // 4 and parts >= 2 + 3 * count // 4
 
-    await asyncio.to_thread(until, midway, seconds=60)
+    await asyncio.to_thread(until, halfway, seconds=60)
     process.kill()
-    answers = await asyncio.gather(*uploads)
+    responses = await asyncio.gather(*uploads)
     bundles = [bundle for bundle, _ in plans]
-    return list(zip(answers, bundles, strict=True)), await asyncio.gather(*downloads)
+    return list(zip(responses, bundles, strict=True)), await asyncio.gather(*downloads)
 
 
 @dataclass(frozen=True)
-class Found:
-    """An object as S3 has it."""
+class StoredObject:
+    """An object, read from S3 directly."""
 
     bundle_id: str
     body: bytes
     tags: dict[str, str]
 
 
-def objects(s3: Any, bucket: str) -> Iterator[Found]:
+def stored_objects(s3: Any, bucket: str) -> Iterator[StoredObject]:
     for bundle_id, (body, tags) in stored_bundles(s3, bucket).items():
-        yield Found(bundle_id, body, tags)
+        yield StoredObject(bundle_id, body, tags)
 
 
-def visible(url: str, found: Found) -> str:
-    """Whether the service shows an object; it is either whole, or hidden."""
-    answer = httpx.get(
-        f"{url}/files/{found.bundle_id}",
-        headers=sign(load.KEY, found.body),
+def visibility(url: str, stored: StoredObject) -> str:
+    """Return "served" for an object that the service serves. It must be complete. Else "hidden"."""
+    response = httpx.get(
+        f"{url}/files/{stored.bundle_id}",
+        headers=sign(load.KEY, stored.body),
         trust_env=False,
         timeout=30,
     )
-    if not found.tags:
-        assert answer.status_code == 404
+    if not stored.tags:
+        assert response.status_code == 404
         return "hidden"
-    assert found.tags["sha256"] == hashlib.sha256(found.body).hexdigest()
-    assert found.body in (SMALL, LARGE, LARGEST)
-    assert (answer.status_code, answer.content) == (200, found.body)
+    assert stored.tags["sha256"] == hashlib.sha256(stored.body).hexdigest()
+    assert stored.body in (SMALL, LARGE, LARGEST)
+    assert (response.status_code, response.content) == (200, stored.body)
     return "served"

@@ -1,4 +1,4 @@
-"""What takes too long for every change, at full size: `make soak`."""
+"""Memory use under full load. It takes too long for every change, so only `make soak` runs it."""
 
 import asyncio
 from contextlib import ExitStack
@@ -19,10 +19,10 @@ KEY = "a signing key"
 
 
 @pytest.mark.parametrize("idle", [0, 5000])
-def test_memory_stays_within_its_budget(store: Store, s3: Any, idle: int) -> None:
-    """200 uploads of 12 MiB and 200 first downloads of 7 MiB at once, in a budget of 64 MiB.
+def test_memory_stays_within_its_limit(store: Store, s3: Any, idle: int) -> None:
+    """200 uploads of 12 MiB and 200 first downloads of 7 MiB at once, in a memory pool of 64 MiB.
 
-    Beside them, so many connections are open on which nothing is asked.
+    In addition, `idle` connections are open on which no request is sent.
     """
     with (
         serving_bucket(store, new_bucket(s3), HISTORY_MEMORY_BUDGET="64MiB") as (url, process),
@@ -33,12 +33,12 @@ def test_memory_stays_within_its_budget(store: Store, s3: Any, idle: int) -> Non
             connection = connections.enter_context(dial(url))
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
             assert read_answer(connection).startswith(b"HTTP/1.1 200")
-        loaded = memory(process.pid, "VmRSS")
+        with_idle = memory(process.pid, "VmRSS")
         outcomes = asyncio.run(asyncio.wait_for(load.rush(url), 300))
         peak = memory(process.pid, "VmHWM")
     print(
-        f"\n{dict(outcomes)}; {idle} idle connections: {before / MIB:.0f} MiB before them, "
-        f"{loaded / MIB:.0f} with them, peak {peak / MIB:.0f}"
+        f"\n{dict(outcomes)}; {idle} idle connections: {before / MIB:.0f} MiB before, "
+        f"{with_idle / MIB:.0f} with them, peak {peak / MIB:.0f}"
     )
     assert outcomes["other"] == 0
     assert outcomes["upload 200"]

@@ -1,4 +1,4 @@
-"""Random transfers, many at a time, while S3 fails in every way: nothing lost, left or leaked."""
+"""Random transfers at once while S3 fails in every way: nothing is lost, left over or leaked."""
 
 import asyncio
 import gc
@@ -16,115 +16,125 @@ import pytest
 
 from service.bundles.memory import Memory
 from service.s3 import retries
-from tests.end_to_end.expected_bundles import Ledger
+from tests.end_to_end.expected_bundles import ExpectedBundles
 from tests.support.clients import random_transfers
 from tests.support.polling import until
 from tests.support.proxy import Proxy
 from tests.support.services.thread import SMALL_PART, Service, running_service
 from tests.support.stores import Store
 
-AT_ONCE = 16
+CONCURRENCY = 16
 
 
 @dataclass(frozen=True)
-class Holdings:
-    """What is held at a moment: after all transfers it has to be no more than before them."""
+class Resources:
+    """Resources in use at one moment. After all transfers, they must not exceed those before."""
 
-    descriptors: int  # of all who are in this process, but those of idle connections to S3
+    descriptors: int  # of this whole process, without those of idle connections to S3
     connections: int  # of clients
     tasks: int
-    memory: int  # bytes, of all budgets in this process
+    memory: int  # bytes, of all memory pools in this process
 
-    def within(self, other: "Holdings") -> bool:
-        return all(mine <= its for mine, its in zip(astuple(self), astuple(other), strict=True))
+    def within(self, other: "Resources") -> bool:
+        return all(
+            ours <= theirs for ours, theirs in zip(astuple(self), astuple(other), strict=True)
+        )
 
 
-def holdings(service: Service, proxy: Proxy) -> Holdings:
+def resources_in_use(service: Service, proxy: Proxy) -> Resources:
     loop = service.running.servers[0].get_loop()
-    budgets = [it for it in gc.get_objects() if isinstance(it, Memory)]
-    return Holdings(
-        # An idle connection has two ends here; one in use has more behind the proxy.
+    pools = [item for item in gc.get_objects() if isinstance(item, Memory)]
+    return Resources(
+        # Both ends of an idle connection are in this process. A busy one has more behind the proxy.
         descriptors=len(os.listdir("/dev/fd")) - 2 * proxy.open_connections,  # noqa: PTH208
         connections=len(service.running.server_state.connections),
         tasks=len(asyncio.all_tasks(loop)),
-        memory=sum(it.parts.in_use + it.slots.in_use for it in budgets),
+        memory=sum(pool.parts.in_use + pool.slots.in_use for pool in pools),
     )
 
 
 @contextmanager
-def outages(proxy: Proxy, chance: Random) -> Iterator[None]:
-    """Let the store go away for up to a second and a half, again and again."""
-    over = threading.Event()
+def outages(proxy: Proxy, rng: Random) -> Iterator[None]:
+    """Repeatedly make the store unreachable, for up to 1.5 seconds each time."""
+    stopped = threading.Event()
 
-    def come_and_go() -> None:
-        while not over.wait(chance.uniform(1, 4)):
+    def interrupt() -> None:
+        while not stopped.wait(rng.uniform(1, 4)):
             proxy.unplug()
-            over.wait(chance.uniform(0.1, 1.5))
+            stopped.wait(rng.uniform(0.1, 1.5))
             proxy.plug()
 
     with ThreadPoolExecutor(1) as thread:
-        running = thread.submit(come_and_go)
+        running = thread.submit(interrupt)
         try:
             yield
         finally:
-            over.set()
+            stopped.set()
         running.result()
 
 
-def rush(service: Service, proxy: Proxy, ledger: Ledger, throws: list[Random]) -> None:
-    """A transfer for each of the dice, and for every other one a fault."""
+def run_round(
+    service: Service, proxy: Proxy, expected: ExpectedBundles, generators: list[Random]
+) -> None:
+    """Run one transfer for each random generator, half of them with a fault."""
 
-    def transfer(chance: Random) -> None:
-        if chance.random() < 0.5:
-            proxy.faults.append(random_transfers.fault(chance))
-        ledger.run(random_transfers.transfer(chance, dict(ledger.told)), service.url, "S3 fails")
+    def transfer(rng: Random) -> None:
+        if rng.random() < 0.5:
+            proxy.faults.append(random_transfers.fault(rng))
+        expected.run(
+            random_transfers.transfer(rng, dict(expected.uploaded)), service.url, "S3 fails"
+        )
 
-    with ThreadPoolExecutor(AT_ONCE) as clients:
-        for done in [clients.submit(transfer, chance) for chance in throws]:
-            done.result()
+    with ThreadPoolExecutor(CONCURRENCY) as clients:
+        for future in [clients.submit(transfer, rng) for rng in generators]:
+            future.result()
 
 
-def trial(store: Store, s3: Any, *, seed: int, rounds: int, transfers: int) -> None:
-    """So many transfers in each round, and a look into the bucket after it."""
-    began, slowest, ledger = time.monotonic(), 0.0, Ledger()
+def run_rounds(store: Store, s3: Any, *, seed: int, rounds: int, transfers: int) -> None:
+    """Run rounds of transfers, and check the bucket after each round."""
+    started, slowest, expected = time.monotonic(), 0.0, ExpectedBundles()
     with (
         Proxy(store.endpoint_url) as proxy,
         running_service(store, s3, endpoint_url=proxy.url, part_size=SMALL_PART) as service,
     ):
-        service.upload(b"It opens what it keeps open.")
+        service.upload(b"The first upload opens what the service keeps open.")
         service.clear()
-        before = holdings(service, proxy)
+        before = resources_in_use(service, proxy)
         for number in range(rounds):
-            throws = [Random(f"{seed} {number} {each}") for each in range(transfers)]
+            generators = [Random(f"{seed} {number} {transfer}") for transfer in range(transfers)]
             with outages(proxy, Random(f"{seed} {number}")):
-                rush(service, proxy, ledger, throws)
+                run_round(service, proxy, expected, generators)
             proxy.faults.clear()
-            slowest = max(slowest, ledger.settle(service))
-            assert not ledger.lost(service)
-        print(f"\nseed {seed}, {time.monotonic() - began:.0f} s, cleaned up within {slowest:.1f} s")
-        print(ledger.table())
-        ledger.check(service)
-        service.clear()  # moto keeps what is large in open files.
+            slowest = max(slowest, expected.wait_for_cleanup(service))
+            assert not expected.missing(service)
+        print(
+            f"\nseed {seed}, {time.monotonic() - started:.0f} s, cleaned up within {slowest:.1f} s"
+        )
+        print(expected.summary())
+        expected.check(service)
+        service.clear()  # moto keeps large objects in open files.
         after = before
 
-        def quiet() -> bool:
+        def released() -> bool:
             nonlocal after
-            after = holdings(service, proxy)
+            after = resources_in_use(service, proxy)
             return after.within(before)
 
         try:
-            until(quiet, seconds=10)
+            until(released, seconds=10)
         finally:
             print(before, after, sep="\n")
 
 
-def test_forty_faulty_transfers(store: Store, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forty_transfers_with_faults(
+    store: Store, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(retries, "MAX_BACKOFF", 0.1)
-    trial(store, s3, seed=1, rounds=1, transfers=40)
+    run_rounds(store, s3, seed=1, rounds=1, transfers=40)
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [1, SystemRandom().getrandbits(32)], ids=["fixed", "random"])
-def test_a_thousand_faulty_transfers(store: Store, s3: Any, seed: int) -> None:
-    trial(store, s3, seed=seed, rounds=10, transfers=100)
+def test_a_thousand_transfers_with_faults(store: Store, s3: Any, seed: int) -> None:
+    run_rounds(store, s3, seed=seed, rounds=10, transfers=100)

@@ -1,7 +1,7 @@
-"""Whatever happens in whatever order, the bucket holds what was promised, and nothing else.
+"""After any sequence of events, the bucket holds the expected bundles, and nothing else.
 
-Hypothesis makes up the order: transfers by all sorts of clients, failures of S3, outages, restarts
-of the service. `expected_bundles.py` knows what must come of it.
+Hypothesis generates the sequence: transfers by all kinds of clients, failures of S3, outages and
+restarts of the service. `expected_bundles.py` keeps track of the bundles that must exist.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 )
 
 from service.s3 import retries
-from tests.end_to_end.expected_bundles import Ledger, Weather
+from tests.end_to_end.expected_bundles import Conditions, ExpectedBundles
 from tests.support.clients import random_transfers
 from tests.support.polling import until
 from tests.support.proxy import Proxy
@@ -32,29 +32,29 @@ from tests.support.stores.buckets import new_bucket
 SETTINGS = settings(
     deadline=None,
     database=None,
-    phases=[Phase.generate],  # Steps of seconds are not shrunk in reasonable time.
+    phases=[Phase.generate],  # A step takes seconds, so shrinking would take too long.
     suppress_health_check=list(HealthCheck),
 )
 
 
-THROWS = st.integers(0, 2**32)
-"""Seeds of dice."""
+SEEDS = st.integers(0, 2**32)
+"""Seeds of random generators."""
 
 
-class History(RuleBasedStateMachine):
-    """A service, its store behind a proxy, and what was promised to clients."""
+class HistoryServer(RuleBasedStateMachine):
+    """A service, a proxy between it and its store, and the bundles that must exist."""
 
     def __init__(self, store: Store, s3: Any) -> None:
         super().__init__()
-        self._ledger = Ledger()
+        self._expected = ExpectedBundles()
         self._bucket = new_bucket(s3)
         self._store, self._s3 = store, s3
         self._stack, self._running = ExitStack(), ExitStack()
         self._clients = self._stack.enter_context(ThreadPoolExecutor())
         self._proxy = self._stack.enter_context(Proxy(store.endpoint_url))
-        self._start()
+        self._start_service()
 
-    def _start(self) -> None:
+    def _start_service(self) -> None:
         self._service = self._running.enter_context(
             running_service(
                 self._store,
@@ -66,92 +66,103 @@ class History(RuleBasedStateMachine):
         )
 
     @property
-    def _weather(self) -> Weather:
-        return "S3 fails" if self._proxy.faults else "calm"
+    def _conditions(self) -> Conditions:
+        return "S3 fails" if self._proxy.faults else "normal"
 
     @contextmanager
-    def _in_the_middle(
-        self, throws: int, count: int, requests: int, weather: Weather
+    def _during_transfers(
+        self, seed_number: int, count: int, requests: int, conditions: Conditions
     ) -> Iterator[None]:
-        """Be where so many requests have come to S3 from transfers, unless these end before."""
-        seen = len(self._proxy.requests) + requests
-        running = self._begin(throws, count, weather)
+        """Run the block after new transfers have sent `requests` to S3, or have all ended."""
+        target = len(self._proxy.requests) + requests
+        running = self._start_transfers(seed_number, count, conditions)
         until(
-            lambda: len(self._proxy.requests) >= seen or all(it.done() for it in running),
+            lambda: (
+                len(self._proxy.requests) >= target or all(transfer.done() for transfer in running)
+            ),
             seconds=60,
         )
         yield
-        for it in running:
-            it.result()
+        for transfer in running:
+            transfer.result()
 
-    def _begin(self, throws: int, count: int, weather: Weather) -> list[Future[None]]:
-        made = [
-            random_transfers.transfer(Random(throws + number), self._ledger.told)
+    def _start_transfers(
+        self, seed_number: int, count: int, conditions: Conditions
+    ) -> list[Future[None]]:
+        transfers = [
+            random_transfers.transfer(Random(seed_number + number), self._expected.uploaded)
             for number in range(count)
         ]
         url = self._service.url
-        return [self._clients.submit(self._ledger.run, it, url, weather) for it in made]
+        return [
+            self._clients.submit(self._expected.run, transfer, url, conditions)
+            for transfer in transfers
+        ]
 
-    @rule(throws=THROWS, count=st.integers(1, 8))
-    def transfers(self, throws: int, count: int) -> None:
-        """At the same time."""
-        for running in self._begin(throws, count, self._weather):
-            running.result()
+    @rule(seed_number=SEEDS, count=st.integers(1, 8))
+    def run_transfers(self, seed_number: int, count: int) -> None:
+        for transfer in self._start_transfers(seed_number, count, self._conditions):
+            transfer.result()
 
-    @rule(throws=THROWS, count=st.integers(1, 3))
-    def fail(self, throws: int, count: int) -> None:
+    @rule(seed_number=SEEDS, count=st.integers(1, 3))
+    def add_faults(self, seed_number: int, count: int) -> None:
         self._proxy.faults += [
-            random_transfers.fault(Random(throws + number)) for number in range(count)
+            random_transfers.fault(Random(seed_number + number)) for number in range(count)
         ]
 
     @rule()
-    def mend(self) -> None:
+    def end_faults(self) -> None:
         self._proxy.faults.clear()
-        self._ledger.settle(self._service)
+        self._expected.wait_for_cleanup(self._service)
 
-    @rule(throws=THROWS, count=st.integers(1, 8), requests=st.integers(1, 20))
-    def outage(self, throws: int, count: int, requests: int) -> None:
-        with self._in_the_middle(throws, count, requests, "S3 fails"):
+    @rule(seed_number=SEEDS, count=st.integers(1, 8), requests=st.integers(1, 20))
+    def outage(self, seed_number: int, count: int, requests: int) -> None:
+        with self._during_transfers(seed_number, count, requests, "S3 fails"):
             self._proxy.unplug()
         self._proxy.plug()
-        self.mend()
+        self.end_faults()
 
-    @rule(throws=THROWS, count=st.integers(0, 4), requests=st.integers(0, 10), away=st.booleans())
-    def restart(self, throws: int, count: int, requests: int, *, away: bool) -> None:
-        """It ends in order, and leaves nothing then, unless S3 does not let it clean up."""
-        calm = not away and not self._proxy.faults
-        with self._in_the_middle(throws, count, requests, "the service ends"):
-            if away:
+    @rule(
+        seed_number=SEEDS,
+        count=st.integers(0, 4),
+        requests=st.integers(0, 10),
+        store_offline=st.booleans(),
+    )
+    def restart(self, seed_number: int, count: int, requests: int, *, store_offline: bool) -> None:
+        """A graceful shutdown leaves nothing in the bucket, unless S3 prevents the cleanup."""
+        can_clean_up = not store_offline and not self._proxy.faults
+        with self._during_transfers(seed_number, count, requests, "the service stops"):
+            if store_offline:
                 self._proxy.unplug()
             self._running.close()
         self._proxy.plug()
-        if calm:
-            assert not self._ledger.strays(self._service)
+        if can_clean_up:
+            assert not self._expected.unexpected(self._service)
         else:
-            self._ledger.sweep(self._service)
-        self._start()
+            self._expected.run_lifecycle(self._service)
+        self._start_service()
 
     @invariant()
-    def nothing_is_lost(self) -> None:
-        assert not self._ledger.lost(self._service)
+    def no_bundle_is_missing(self) -> None:
+        assert not self._expected.missing(self._service)
 
     def teardown(self) -> None:
         with self._stack, self._running:
-            self.mend()
-            self._ledger.check(self._service)
+            self.end_faults()
+            self._expected.check(self._service)
             self._service.clear()
-        print(self._ledger.table())
+        print(self._expected.summary())
 
 
-def test_some_states(store: Store, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_few_random_sequences(store: Store, s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "MAX_BACKOFF", 0.1)
-    few = settings(SETTINGS, derandomize=True, max_examples=3, stateful_step_count=8)
-    run_state_machine_as_test(lambda: History(store, s3), settings=few)  # type: ignore[arg-type]
+    few_steps = settings(SETTINGS, derandomize=True, max_examples=3, stateful_step_count=8)
+    run_state_machine_as_test(lambda: HistoryServer(store, s3), settings=few_steps)  # type: ignore[arg-type]
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-def test_many_states(store: Store, s3: Any) -> None:
-    many = settings(SETTINGS, derandomize=False, max_examples=20, stateful_step_count=30)
-    history = seed(random_transfers.seed(soak=True))(lambda: History(store, s3))
-    run_state_machine_as_test(history, settings=many)  # type: ignore[arg-type]
+def test_many_random_sequences(store: Store, s3: Any) -> None:
+    many_steps = settings(SETTINGS, derandomize=False, max_examples=20, stateful_step_count=30)
+    machine = seed(random_transfers.seed(soak=True))(lambda: HistoryServer(store, s3))
+    run_state_machine_as_test(machine, settings=many_steps)  # type: ignore[arg-type]
