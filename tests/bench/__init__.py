@@ -1,7 +1,7 @@
-"""How near the service comes to S3 itself: `make bench`.
+"""The benchmark, `make bench`: how close the service's performance is to that of S3 itself.
 
-A store, the service and a client are processes of their own. What the client does it does by turns
-straight to the store, with the aioboto3 client of the service and its settings, and through the
-service, round by round, so that whatever else the machine does hits both. What is told is the ratio
-of the two in each round, its median and its spread.
+The store, the service and the client are separate processes. The client makes the same transfers
+directly with the store and through the service, in turn, round by round, so that other load on the
+machine affects both. For direct transfers it uses aioboto3 with the service's own settings. The
+results are the ratios of the two in each round: their median and their spread.
 """

@@ -1,58 +1,66 @@
-"""What a benchmark found, for people: lines of a table, and a picture."""
+"""The results of the benchmark for people: a table on the terminal, and an SVG."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 COLUMNS = (
-    f"{'':28} {'of one call':>17} {'of the same calls':>17} {'of these relayed':>17} "
-    f"{'MiB/s':>7} {'p50 ms':>7} {'p99 ms':>7} {'1st byte':>8} "
-    f"{'CPU ms':>7} {'s/GiB':>7} {'x bare':>6} {'calls':>5}"
+    f"{'':28} {'vs. single call':>17} {'vs. same calls':>17} {'vs. relayed calls':>17} "
+    f"{'MiB/s':>7} {'p50 ms':>7} {'p99 ms':>7} {'TTFB ms':>8} "
+    f"{'CPU ms':>7} {'s/GiB':>7} {'CPU x':>6} {'calls':>5}"
 )
 TITLES = {
-    "near": "Store and client on the same machine; throughput as a ratio to that without a service",
+    "near": "Throughput relative to that without the service, with the store on the same machine",
     "far": "The same with 20 ms to the store",
 }
+LEGEND = (
+    "vs.: median (lowest–highest) of the rounds. TTFB: time to first byte.\n"
+    "CPU ms, s/GiB: the service's CPU time per transfer and per GiB.\n"
+    "CPU x: the same, divided by the client's for single calls. calls: S3 calls per transfer."
+)
 
 
-def title(part: str) -> str:
-    return f"\n{TITLES[part]}\n{COLUMNS}"
+def table_header(part: str) -> str:
+    return f"\n{TITLES[part]}\n{LEGEND}\n{COLUMNS}"
 
 
-def line(result: Mapping[str, Any]) -> str:
-    way, cpu = result["ways"]["through"], result["service_cpu"]
+def table_row(result: Mapping[str, Any]) -> str:
+    service, cpu = result["ways"]["through"], result["service_cpu"]
     return (
-        f"{result['work']:28} {_ratio(result['ratio']['direct']):>17} "
-        f"{_ratio(result['ratio']['same calls']):>17} {_ratio(result['ratio']['relayed']):>17} "
-        f"{way['mib_per_s']:7.1f} {way['p50']:7.1f} {way['p99']:7.1f} {way['first_byte']:8.1f} "
+        f"{result['work']:28} {_format_ratio(result['ratio']['direct']):>17} "
+        f"{_format_ratio(result['ratio']['same calls']):>17} "
+        f"{_format_ratio(result['ratio']['relayed']):>17} "
+        f"{service['mib_per_s']:7.1f} {service['p50']:7.1f} {service['p99']:7.1f} "
+        f"{service['first_byte']:8.1f} "
         f"{cpu['ms_per_transfer']:7.2f} {cpu['s_per_gib']:7.2f} "
         f"{cpu['to_bare_call']['median']:6.2f} {result['s3_requests']:5.2f}"
     )
 
 
-def _ratio(it: Mapping[str, float]) -> str:
-    return f"{it['median']:.2f} ({it['low']:.2f}–{it['high']:.2f})"
+def _format_ratio(spread: Mapping[str, float]) -> str:
+    return f"{spread['median']:.2f} ({spread['low']:.2f}–{spread['high']:.2f})"
 
 
-def scaling(results: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["\nReplicas, with 20 ms to the store: MiB/s"]
+def scaling_table(results: Sequence[Mapping[str, Any]]) -> str:
+    lines = ["\nMiB/s by number of replicas, with 20 ms to the store"]
     for result in results:
-        speeds = "   ".join(f"{count}: {it}" for count, it in result["mib_per_s"].items())
-        lines.append(f"{result['work']:28} {speeds}")
+        rates = "   ".join(f"{count}: {rate}" for count, rate in result["mib_per_s"].items())
+        lines.append(f"{result['work']:28} {rates}")
     return "\n".join(lines)
 
 
-def memory(result: Mapping[str, Any]) -> str:
+def memory_line(result: Mapping[str, Any]) -> str:
     return (
-        f"\n64 uploads of 100 MiB at once: {result['peak_mib']} MiB resident at most "
-        f"({result['before_mib']} before), {result['refused']} told to come again"
+        f"\n64 concurrent uploads of 100 MiB: at most {result['peak_mib']} MiB of resident memory "
+        f"({result['before_mib']} MiB before), {result['refused']} times refused and retried"
     )
 
 
-DRAWN = ("upload", "first download", "download")
+SVG_KINDS = ("upload", "first download", "download")
+"""The kinds of transfer in the SVG."""
 
 ROW, LEFT, WIDTH = 22, 190, 420
-"""Pixels: the height of a row, where the scale begins, and from 0 to 1 on it."""
+"""Pixels: the height of a row, the x of the scale's 0, and the distance from there to its 1."""
 
 STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #1f2328 }
@@ -72,22 +80,24 @@ text { font: 12px system-ui, sans-serif; fill: #1f2328 }
 """
 
 
-def picture(found: Mapping[str, Any]) -> str:
-    """Throughput as a ratio to one call straight to S3, as an SVG."""
-    rows: list[str] = []
+def render_svg(results: Mapping[str, Any]) -> str:
+    """Draw the throughput relative to that of a single call without the service."""
+    elements: list[str] = []
     y = 34
-    for part, at_a_time, words in (
-        ("near", 16, "16 at a time, S3 on the same machine"),
-        ("far", 1, "one at a time, S3 20 ms away"),
+    for part, concurrency, title in (
+        ("near", 16, "16 transfers at a time, S3 on the same machine"),
+        ("far", 1, "1 transfer at a time, S3 20 ms away"),
     ):
-        chosen = [
-            it for it in found.get(part, []) if it["at_a_time"] == at_a_time and it["kind"] in DRAWN
+        selected = [
+            result
+            for result in results.get(part, [])
+            if result["at_a_time"] == concurrency and result["kind"] in SVG_KINDS
         ]
-        if chosen:
-            rows.append(f'<text class="title" x="8" y="{y + 4}">{words}</text>')
+        if selected:
+            elements.append(f'<text class="title" x="8" y="{y + 4}">{title}</text>')
             y += ROW
-        for result in chosen:
-            rows += _row(result, y)
+        for result in selected:
+            elements += _row(result, y)
             y += ROW
         y += ROW // 2
     grid = [
@@ -96,41 +106,41 @@ def picture(found: Mapping[str, Any]) -> str:
         f'<text class="dim" x="{_x(tick / 10)}" y="14" text-anchor="middle">{tick / 10:g}</text>'
         for tick in (0, 2, 4, 6, 8, 10, 12)
     ]
-    scale = "throughput, to that of one PutObject or GetObject straight to S3"
-    rows.append(f'<text class="dim" x="{LEFT}" y="{y - 4}">{scale}</text>')
+    scale_label = "throughput relative to a single PutObject or GetObject without the service"
+    elements.append(f'<text class="dim" x="{LEFT}" y="{y - 4}">{scale_label}</text>')
     y += ROW
-    for mark, words in (
-        ("through", "the service (and its rounds, from the slowest to the fastest)"),
-        ("same", "its calls to S3 made without it, one after the other"),
-        ("relayed", "the same calls through a relay that only passes bytes on"),
+    for mark, label in (
+        ("through", "the service (bar: from its slowest round to its fastest)"),
+        ("same", "the same S3 calls without the service, one after the other"),
+        ("relayed", "those calls through a relay that only passes bytes on"),
     ):
-        rows.append(_mark(mark, 0, y))
-        rows.append(f'<text x="{LEFT + 12}" y="{y + 4}">{words}</text>')
+        elements.append(_mark(mark, 0, y))
+        elements.append(f'<text x="{LEFT + 12}" y="{y + 4}">{label}</text>')
         y += ROW
-    body = "\n".join([f"<style>{STYLE}</style>", *grid, *rows])
+    body = "\n".join([f"<style>{STYLE}</style>", *grid, *elements])
     width, height = _x(1.2) + 30, y
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}" role="img" '
-        f'aria-label="Throughput as a ratio to one PutObject or GetObject">\n{body}\n</svg>\n'
+        f'aria-label="Throughput relative to a single PutObject or GetObject">\n{body}\n</svg>\n'
     )
 
 
 def _row(result: Mapping[str, Any], y: int) -> list[str]:
-    spread, ways = result["ratio"]["direct"], result["ways"]
+    spread, variants = result["ratio"]["direct"], result["ways"]
     name = result["work"].rpartition(" x")[0]
     low, high = _x(spread["low"]), _x(spread["high"])
     return [
         f'<text x="{LEFT - 12}" y="{y + 4}" text-anchor="end">{escape(name)}</text>',
         f'<line class="spread" x1="{low}" y1="{y}" x2="{high}" y2="{y}"/>',
         _mark("through", spread["median"], y),
-        _mark("same", ways["same calls"]["of_direct"], y),
-        _mark("relayed", ways["relayed"]["of_direct"], y),
+        _mark("same", variants["same calls"]["of_direct"], y),
+        _mark("relayed", variants["relayed"]["of_direct"], y),
     ]
 
 
-def _mark(kind: str, ratio: float, y: int) -> str:
-    return f'<circle class="{kind}" cx="{_x(ratio)}" cy="{y}" r="5"/>'
+def _mark(css_class: str, ratio: float, y: int) -> str:
+    return f'<circle class="{css_class}" cx="{_x(ratio)}" cy="{y}" r="5"/>'
 
 
 def _x(ratio: float) -> int:

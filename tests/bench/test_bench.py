@@ -1,4 +1,4 @@
-"""The benchmark, in small: that it still measures, and draws."""
+"""The benchmark still works: a small run of it measures and draws."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import uvloop
 
 from tests.bench import __main__ as bench
 from tests.bench import report
-from tests.bench.work import Work
+from tests.bench.workloads import Workload
 from tests.support.marks import only_ci
 from tests.support.stores import Store
 
@@ -16,40 +16,41 @@ ROUNDS = 1
 
 
 @only_ci
-def test_a_far_store_is_compared_on_every_way_and_drawn(store: Store) -> None:
-    """With a part more than one, so that the service makes several calls for a transfer."""
-    works = [
-        Work("upload", 9 << 20, 1, most=1),
-        Work("first download", 4096, 1, most=1),
-        Work("range", 4096, 2, most=1),
+def test_all_variants_are_compared_and_drawn_with_a_far_store(store: Store) -> None:
+    """The upload has more than one part, so the service makes several calls for it."""
+    workloads = [
+        Workload("upload", 9 << 20, 1, max_transfers=1),
+        Workload("first download", 4096, 1, max_transfers=1),
+        Workload("range", 4096, 2, max_transfers=1),
     ]
-    with bench.setup(store, bench.DELAY) as at:
-        results = uvloop.run(bench.compare(works, at, ROUNDS))
-    calls = [result["s3_requests"] for result in results]
-    assert calls == [5, 3, 3]
+    with bench.deploy(store, bench.DELAY) as deployment:
+        results = uvloop.run(bench.compare_variants(workloads, deployment, ROUNDS))
+    s3_requests = [result["s3_requests"] for result in results]
+    assert s3_requests == [5, 3, 3]
     for result in results:
         assert result["ways"]["through"]["p50"] > bench.DELAY * 1000
         assert all(ratio["low"] > 0 for ratio in result["ratio"].values())
         assert result["service_cpu"]["ms_per_transfer"] > 0
-        assert result["work"] in report.line(result)
-    drawn = ET.fromstring(report.picture({"far": results}))
-    for way in ("through", "same", "relayed"):
-        marks = drawn.findall(f"{{*}}circle[@class='{way}']")
-        assert len(marks) == len(works[:2]) + 1, "one a row, and one that says what it is"
+        assert result["work"] in report.table_row(result)
+    svg = ET.fromstring(report.render_svg({"far": results}))
+    for css_class in ("through", "same", "relayed"):
+        marks = svg.findall(f"{{*}}circle[@class='{css_class}']")
+        assert len(marks) == len(workloads[:2]) + 1, "one in each row, and one in the legend"
 
 
 @only_ci
-def test_replicas_and_memory_are_measured(store: Store) -> None:
-    with bench.setup(store, 0, count=2) as at:
-        crowd = uvloop.run(bench.crowd(at, uploads=2, size=6 << 20))
-        [result] = uvloop.run(bench.scale(at, ROUNDS, works=[Work("download", 4096, 2, most=1)]))
-    assert crowd["before_mib"] < crowd["peak_mib"] < crowd["before_mib"] + 64
-    assert list(result["mib_per_s"]) == [1, 2]
-    assert all(result["mib_per_s"].values())
+def test_scaling_and_memory_are_measured(store: Store) -> None:
+    workload = Workload("download", 4096, 2, max_transfers=1)
+    with bench.deploy(store, 0, replicas=2) as deployment:
+        memory = uvloop.run(bench.measure_memory(deployment, uploads=2, size=6 << 20))
+        [scaling] = uvloop.run(bench.measure_scaling(deployment, ROUNDS, workloads=[workload]))
+    assert memory["before_mib"] < memory["peak_mib"] < memory["before_mib"] + 64
+    assert list(scaling["mib_per_s"]) == [1, 2]
+    assert all(scaling["mib_per_s"].values())
 
 
-def test_the_picture_is_of_the_results() -> None:
-    """Both are kept; who changes how it is drawn draws it anew."""
-    kept = Path(bench.__file__).parent
-    drawn = report.picture(json.loads((kept / "results.json").read_text()))
-    assert (kept / "results.svg").read_text() == drawn, "run `make bench`"
+def test_stored_svg_shows_the_stored_results() -> None:
+    """A change of how the SVG is drawn has to include a new results.svg."""
+    folder = Path(bench.__file__).parent
+    svg = report.render_svg(json.loads((folder / "results.json").read_text()))
+    assert (folder / "results.svg").read_text() == svg, "run `make bench`"

@@ -1,7 +1,7 @@
-"""What a transfer costs: in requests to S3, in memory, and in calls beside a bare S3 client's.
+"""What a transfer costs: S3 requests, memory, and function calls compared to a plain S3 client.
 
-No stopwatch: what else the machine does makes none of these dearer. Each of them has been seen to
-fail with the code undone that it guards.
+No test measures time, so other load on the machine changes nothing. Each test has been seen to fail
+when the optimization that it protects was removed.
 """
 
 import logging
@@ -21,7 +21,7 @@ from uuid import uuid4
 import pytest
 import uvloop
 
-from tests.bench import parties
+from tests.bench.variants import plain_s3_client
 from tests.support.clients.signing import random_bytes, sign
 from tests.support.clients.sockets import dial
 from tests.support.proxy import Proxy
@@ -31,9 +31,9 @@ from tests.support.stores.access import aws_environment
 
 KEY = "a signing key"
 MIB = 1 << 20
-PART = 8 * MIB
-ONE, MORE = (random_bytes(size, size) for size in (PART, 12 * MIB))
-"""The largest bundle that is one part, by default, and one that is two."""
+PART_SIZE = 8 * MIB
+ONE_PART, TWO_PARTS = (random_bytes(size, size) for size in (PART_SIZE, 12 * MIB))
+"""The largest bundle that is one part with the default part size, and a bundle of two parts."""
 
 
 @pytest.fixture
@@ -44,14 +44,17 @@ def proxy(store: Store) -> Iterator[Proxy]:
 
 @pytest.fixture
 def proxied(proxy: Proxy, serve: Serve) -> Service:
-    """A service with the default part size."""
+    """A service with the default part size, which reaches S3 through the proxy."""
     service = serve(endpoint_url=proxy.url)
     proxy.requests.clear()
     return service
 
 
-def asked(proxy: Proxy) -> list[str]:
-    """What S3 was asked for since the last time; a receipt is written while other things go on."""
+def take_operations(proxy: Proxy) -> list[str]:
+    """Return the S3 operations since the last call, and forget them.
+
+    They are sorted, because a receipt is written while other requests are made.
+    """
     operations = sorted(request.operation for request in proxy.requests)
     proxy.requests.clear()
     return operations
@@ -65,68 +68,81 @@ MULTIPART = [
 
 @pytest.mark.parametrize(
     ("bundle", "uploaded", "reads"),
-    [(ONE, ["PutObject"], 1), (MORE, MULTIPART, 2)],
+    [(ONE_PART, ["PutObject"], 1), (TWO_PARTS, MULTIPART, 2)],
     ids=["8 MiB", "12 MiB"],
 )
-def test_requests_to_s3(
+def test_each_request_makes_only_the_necessary_s3_requests(
     proxied: Service, proxy: Proxy, bundle: bytes, uploaded: list[str], reads: int
 ) -> None:
-    """No more than these; what is larger than a part is read twice, until it has a receipt."""
+    """A bundle of more than one part is read twice, until it has a receipt."""
     proof = sign(KEY, bundle)
     bundle_id = proxied.upload(bundle, proof["X-HMAC"])
     assert not any("expect" in request.headers for request in proxy.requests)
-    bodies = [it for it in proxy.requests if it.operation in {"PutObject", "UploadPart"}]
-    assert {it.headers["x-amz-content-sha256"] for it in bodies} == {"UNSIGNED-PAYLOAD"}
-    assert asked(proxy) == uploaded
+    uploads = [
+        request for request in proxy.requests if request.operation in {"PutObject", "UploadPart"}
+    ]
+    digests = {request.headers["x-amz-content-sha256"] for request in uploads}
+    assert digests == {"UNSIGNED-PAYLOAD"}
+    assert take_operations(proxy) == uploaded
     assert proxied.http.post("/upload", files={"file": bundle}).status_code == 200
-    assert asked(proxy) == uploaded
+    assert take_operations(proxy) == uploaded
     assert proxied.fetch(str(uuid4()), proof).status_code == 404
-    assert asked(proxy) == ["GetObjectTagging"]
+    assert take_operations(proxy) == ["GetObjectTagging"]
 
     assert proxied.fetch(bundle_id, proof).content == bundle
     gets = [request for request in proxy.requests if request.operation == "GetObject"]
     assert ["if-match" in get.headers for get in gets] == [False, True][:reads]
-    assert asked(proxy) == ["GetObject"] * reads + ["GetObjectTagging", "PutObjectTagging"]
+    assert take_operations(proxy) == (
+        ["GetObject"] * reads + ["GetObjectTagging", "PutObjectTagging"]
+    )
     assert proxied.fetch(bundle_id, proof).content == bundle
-    assert asked(proxy) == ["GetObject", "GetObjectTagging"]
+    assert take_operations(proxy) == ["GetObject", "GetObjectTagging"]
     assert proxied.fetch(bundle_id, {**proof, "X-SIGNING-KEY": "another key"}).status_code == 401
-    assert asked(proxy) == ["GetObjectTagging"]
+    assert take_operations(proxy) == ["GetObjectTagging"]
     assert proxied.fetch(bundle_id, {**proof, "Range": "bytes=5-9"}).content == bundle[5:10]
     assert [request.sent for request in proxy.requests if request.operation == "GetObject"] == [5]
-    assert asked(proxy) == ["GetObject", "GetObjectTagging", "HeadObject"]
+    assert take_operations(proxy) == ["GetObject", "GetObjectTagging", "HeadObject"]
     assert proxied.head(bundle_id, proof).status_code == 200
-    assert asked(proxy) == ["GetObjectTagging", "HeadObject"]
+    assert take_operations(proxy) == ["GetObjectTagging", "HeadObject"]
     assert proxied.http.delete(f"/files/{bundle_id}", headers=proof).status_code == 204
-    assert asked(proxy) == ["DeleteObject", "GetObjectTagging", "HeadObject"]
+    assert take_operations(proxy) == ["DeleteObject", "GetObjectTagging", "HeadObject"]
 
 
-def test_requests_to_s3_with_a_key_at_the_upload(proxied: Service, proxy: Proxy) -> None:
-    """It makes the receipt at once, so that the first download is like the later ones."""
-    proof = sign(KEY, ONE)
-    answer = proxied.http.post("/upload", content=ONE, headers=proof)
-    assert asked(proxy) == ["PutObject"]
-    assert proxied.fetch(answer.text, proof).content == ONE
-    assert asked(proxy) == ["GetObject", "GetObjectTagging"]
-    wrong = {**proof, "X-HMAC": "0" * 64}
-    assert proxied.http.post("/upload", content=ONE, headers=wrong).status_code == 422
-    assert asked(proxy) == []
+def test_upload_with_a_key_makes_the_first_download_as_cheap_as_later_ones(
+    proxied: Service, proxy: Proxy
+) -> None:
+    """The service can then create the receipt during the upload."""
+    proof = sign(KEY, ONE_PART)
+    response = proxied.http.post("/upload", content=ONE_PART, headers=proof)
+    assert take_operations(proxy) == ["PutObject"]
+    assert proxied.fetch(response.text, proof).content == ONE_PART
+    assert take_operations(proxy) == ["GetObject", "GetObjectTagging"]
+    wrong_proof = {**proof, "X-HMAC": "0" * 64}
+    response = proxied.http.post("/upload", content=ONE_PART, headers=wrong_proof)
+    assert response.status_code == 422
+    assert take_operations(proxy) == []
 
 
-def test_one_byte_more_than_a_part_makes_two(proxied: Service, proxy: Proxy) -> None:
-    proxied.upload(ONE + b"1")
-    assert asked(proxy) == MULTIPART
+def test_bundle_one_byte_larger_than_a_part_is_uploaded_in_two_parts(
+    proxied: Service, proxy: Proxy
+) -> None:
+    proxied.upload(ONE_PART + b"1")
+    assert take_operations(proxy) == MULTIPART
 
 
 def post(connection: HTTPConnection, bundle: bytes) -> str:
     connection.request("POST", "/upload", bundle)
-    answer = connection.getresponse()
-    assert answer.status == 200
-    return answer.read().decode()
+    response = connection.getresponse()
+    assert response.status == 200
+    return response.read().decode()
 
 
-def peak(action: Callable[[], None]) -> float:
-    """MiB that Python allocates at most for this; its pages for bundles, it does not count."""
-    action()  # What is loaded at first is not counted.
+def peak_memory(action: Callable[[], None]) -> float:
+    """Return how many MiB Python allocates at most during a second run of this action.
+
+    This includes neither what the first run loads nor the memory pages that hold bundles.
+    """
+    action()
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
@@ -137,9 +153,12 @@ def peak(action: Callable[[], None]) -> float:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("bundle", [ONE, MORE], ids=["8 MiB", "12 MiB"])
-def test_memory_beside_the_parts(serve: Serve, bundle: bytes) -> None:
-    """Chunks on their way: 0.9 MiB up, 1.8 down, as measured; a copy of a part would be 8."""
+@pytest.mark.parametrize("bundle", [ONE_PART, TWO_PARTS], ids=["8 MiB", "12 MiB"])
+def test_transfer_allocates_little_memory_beside_its_parts(serve: Serve, bundle: bytes) -> None:
+    """Chunks in transit take 0.9 MiB in uploads and 1.8 MiB in downloads, as measured.
+
+    A copy of a part would take 8 MiB.
+    """
     service = serve()
     proof = "".join(f"{name}: {value}\r\n" for name, value in sign(KEY, bundle).items())
     ids, received = list[str](), bytearray(13 * MIB)
@@ -149,22 +168,22 @@ def test_memory_beside_the_parts(serve: Serve, bundle: bytes) -> None:
             ids.append(post(connection, bundle))
 
     def download() -> None:
-        left = memoryview(received)
+        free_space = memoryview(received)
         with dial(service.url) as connection:
             head = f"GET /files/{ids[-1]} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{proof}"
             connection.sendall(f"{head}\r\n".encode())
-            while size := connection.recv_into(left):
-                left = left[size:]
+            while size := connection.recv_into(free_space):
+                free_space = free_space[size:]
 
-    up, down = peak(upload), peak(download)
+    upload_peak, download_peak = peak_memory(upload), peak_memory(download)
     assert bundle in received
-    print(f"upload {up:.2f} MiB, download {down:.2f} MiB")
-    assert up <= 2
-    assert down <= 3
+    print(f"upload {upload_peak:.2f} MiB, download {download_peak:.2f} MiB")
+    assert upload_peak <= 2
+    assert download_peak <= 3
 
 
-class Profile:
-    """Counts the calls of functions, C's included, in threads that begin while it is entered."""
+class CallCounter:
+    """Counts function calls, also of functions in C, in threads that start inside its context."""
 
     def __init__(self) -> None:
         self._calls = Counter[str]()
@@ -182,82 +201,91 @@ class Profile:
         elif event == "c_call":
             self._calls[function.__qualname__] += 1
 
-    def per(self, actions: int) -> Counter[str]:
-        """What has been called since the last time, for each of so many actions."""
+    def take_average(self, actions: int) -> Counter[str]:
+        """Return the calls since the last time, divided by the number of actions."""
         calls, self._calls = self._calls, Counter[str]()
-        return Counter({name: round(number / actions) for name, number in calls.items()})
+        return Counter({name: round(count / actions) for name, count in calls.items()})
 
 
 @pytest.fixture
-def no_debugging() -> Iterator[None]:
-    """As in production: the tests look at what botocore logs, which is a third of all calls."""
+def no_debug_logs() -> Iterator[None]:
+    """Disable debug logs, as in production.
+
+    The tests search botocore's debug logs, which take a third of all calls.
+    """
     logging.disable(logging.DEBUG)
     yield
     logging.disable(logging.NOTSET)
 
 
-def bare_call(service: Service, store: Store) -> int:
-    """The calls that PutObject takes without the service, by the same library."""
+def count_calls_of_plain_client(service: Service, store: Store) -> int:
+    """Return how many function calls PutObject takes with the same library, without the service."""
 
     async def main() -> None:
-        async with parties.bare() as s3:
+        async with plain_s3_client() as s3:
             for number in range(11):
-                if number == 1:  # What is loaded at first is not counted.
-                    profile.per(1)
-                await s3.put_object(Bucket=service.bucket, Key=str(uuid4()), Body=bytes(SMALL))
+                if number == 1:  # The first call loads modules, so it does not count.
+                    counter.take_average(1)
+                await s3.put_object(Bucket=service.bucket, Key=str(uuid4()), Body=bytes(SMALL_SIZE))
 
-    with aws_environment(store), ThreadPoolExecutor(1) as thread, Profile() as profile:
+    with aws_environment(store), ThreadPoolExecutor(1) as thread, CallCounter() as counter:
         thread.submit(uvloop.run, main()).result()
-        return profile.per(10).total()
+        return counter.take_average(10).total()
 
 
-SMALL = 4096
+SMALL_SIZE = 4096
 
 LIMITS = {
-    "a small upload, of a bare call": 0.9,
-    "a small download, of a bare call": 1.55,
-    "a chunk up": 130,
-    "a chunk down": 75,
+    "small upload / plain call": 0.9,
+    "small download / plain call": 1.55,
+    "uploaded chunk": 130,
+    "downloaded chunk": 75,
 }
-"""As measured 0.78, 1.35, 110 and 60, of which ten runs differed by 3 % at most.
+"""Measured: 0.78, 1.35, 110 and 60. Ten runs differed by 3 % at most.
 
-Upwards it goes where the endpoint is resolved for each key (1.1, for 0.78), the User-Agent made for
-each request (0.94 and 1.67), a body led through the parser (160) or a part sent in small pieces.
+These changes raise the numbers: resolving the endpoint for each key (1.1 instead of 0.78), creating
+the User-Agent for each request (0.94 and 1.67), passing the body through the parser (160), and
+sending a part in small pieces.
 """
 
 
-@pytest.mark.usefixtures("no_debugging")
-def test_calls_beside_a_bare_clients(serve: Serve, store: Store) -> None:
-    """How many functions a transfer calls: that depends neither on the machine nor on its load."""
-    with Profile() as profile:
+@pytest.mark.usefixtures("no_debug_logs")
+def test_transfer_makes_few_function_calls_compared_to_a_plain_client(
+    serve: Serve, store: Store
+) -> None:
+    """The number of calls depends neither on the machine nor on its load."""
+    with CallCounter() as counter:
         service = serve()
 
-    def per_transfer(transfer: Callable[[], object]) -> Counter[str]:
+    def calls_per_transfer(transfer: Callable[[], object]) -> Counter[str]:
         transfer()
-        profile.per(1)
+        counter.take_average(1)
         for _ in range(10):
             transfer()
-        return profile.per(10)
+        return counter.take_average(10)
 
-    bare = bare_call(service, store)
-    up, down = list[Counter[str]](), list[Counter[str]]()
+    plain_calls = count_calls_of_plain_client(service, store)
+    uploads, downloads = list[Counter[str]](), list[Counter[str]]()
     with closing(HTTPConnection(urlsplit(service.url).netloc)) as connection:
-        for size in (SMALL, PART - 1):
+        for size in (SMALL_SIZE, PART_SIZE - 1):
             bundle, proof = bytes(size), sign(KEY, bytes(size))
-            up.append(per_transfer(partial(post, connection, bundle)))
+            uploads.append(calls_per_transfer(partial(post, connection, bundle)))
             bundle_id = service.upload(bundle, proof["X-HMAC"])
-            down.append(per_transfer(partial(service.fetch, bundle_id, proof)))
-    found = {
-        "a small upload, of a bare call": up[0].total() / bare,
-        "a small download, of a bare call": down[0].total() / bare,
-        "a chunk up": per_chunk(up, "BufferedReader.buffer_updated"),
-        "a chunk down": per_chunk(down, "S3Calls.read_chunk"),
+            downloads.append(calls_per_transfer(partial(service.fetch, bundle_id, proof)))
+    costs = {
+        "small upload / plain call": uploads[0].total() / plain_calls,
+        "small download / plain call": downloads[0].total() / plain_calls,
+        "uploaded chunk": calls_per_chunk(uploads, "BufferedReader.buffer_updated"),
+        "downloaded chunk": calls_per_chunk(downloads, "S3Calls.read_chunk"),
     }
-    print(found)
-    assert {name: number for name, number in found.items() if number > LIMITS[name]} == {}
+    print(costs)
+    assert {name: cost for name, cost in costs.items() if cost > LIMITS[name]} == {}
 
 
-def per_chunk(transfers: list[Counter[str]], takes_chunk: str) -> float:
-    """The calls that a chunk takes, of those that a large transfer has more than a small one."""
+def calls_per_chunk(transfers: list[Counter[str]], chunk_function: str) -> float:
+    """Return the calls for each chunk, from the difference of a small and a large transfer.
+
+    `chunk_function` is called once for each chunk.
+    """
     small, large = transfers
-    return (large.total() - small.total()) / (large[takes_chunk] - small[takes_chunk])
+    return (large.total() - small.total()) / (large[chunk_function] - small[chunk_function])

@@ -1,4 +1,4 @@
-"""Whatever clients send is read at a cost that is linear in its size, counted in steps."""
+"""Parsing what clients send has a cost linear in its size. The tests count steps, not time."""
 
 import ast
 import itertools
@@ -16,87 +16,88 @@ from hypothesis import strategies as st
 from service.bundles import proof, ranges
 from service.errors import HistoryError
 from service.http import about, access_log, forms, middleware
-from tests.bench.costs.work_counter import Program, TooManySteps, lines
+from tests.bench.costs.step_counter import Program, TooManySteps, count_lines
 from tests.support.repository import ROOT, module_name
 
 METHODS = {"fullmatch", "match", "search", "findall", "sub"}
 
 
-CONFIGURED = {"service.settings"}
-"""Modules whose patterns see what the operator configures, and nothing from a client."""
+OPERATOR_INPUT = {"service.settings"}
+"""Modules whose patterns match only what the operator configures, and nothing from a client."""
 
 
 @dataclass(frozen=True)
-class Use:
-    """A regular expression of the service, and the method that it is used with."""
+class PatternUse:
+    """A regular expression in the service, and the method of `re` that is called with it."""
 
-    place: str
+    module: str
     pattern: str | bytes
     flags: int
     method: str
 
     def __str__(self) -> str:
-        return f"{self.place}:{self.pattern!r}.{self.method}"
+        return f"{self.module}:{self.pattern!r}.{self.method}"
 
-    def steps(self, text: str, *, limit: int) -> int:
-        program = compiled(self.pattern, self.flags)
+    def count_steps(self, text: str, *, limit: int) -> int:
+        program = compile_pattern(self.pattern, self.flags)
         program.steps = 0
-        given = text.encode("latin-1") if isinstance(self.pattern, bytes) else text
-        method = {"findall": "all", "sub": "all"}.get(self.method, self.method)
-        getattr(program, method)(given, limit)
+        subject = text.encode("latin-1") if isinstance(self.pattern, bytes) else text
+        method = {"findall": "count", "sub": "count"}.get(self.method, self.method)
+        getattr(program, method)(subject, limit)
         return program.steps
 
 
 @cache
-def compiled(pattern: str | bytes, flags: int) -> Program:
+def compile_pattern(pattern: str | bytes, flags: int) -> Program:
     return Program(pattern, flags)
 
 
-def uses() -> Iterator[Use]:
-    """Find every use of `re` in the source: of a named pattern, or of one in the call."""
+def find_pattern_uses() -> Iterator[PatternUse]:
+    """Find every use of `re` in the service: with a named pattern, or with one in the call."""
     for path in sorted((ROOT / "service").glob("**/*.py")):
-        if module_name(path) in CONFIGURED:
+        if module_name(path) in OPERATOR_INPUT:
             continue
         tree = ast.parse(path.read_text())
-        named = {
+        named_patterns = {
             node.targets[0].id: node.value
             for node in ast.walk(tree)
             if isinstance(node, ast.Assign)
             and isinstance(node.targets[0], ast.Name)
-            and _calls(node.value) == ("re", "compile")
+            and _called_method(node.value) == ("re", "compile")
         }
         for node in ast.walk(tree):
-            owner, method = _calls(node) or ("", "")
+            owner, method = _called_method(node) or ("", "")
             if method not in METHODS or not isinstance(node, ast.Call):
                 continue
             if owner == "re":
-                yield _use(path, node, method)
-            elif owner in named:
-                yield _use(path, named[owner], method)
+                yield _pattern_use(path, node, method)
+            elif owner in named_patterns:
+                yield _pattern_use(path, named_patterns[owner], method)
 
 
-def _calls(node: ast.AST) -> tuple[str, str] | None:
+def _called_method(node: ast.AST) -> tuple[str, str] | None:
+    """Return ("re", "compile") for a call of re.compile."""
     match node:
         case ast.Call(func=ast.Attribute(value=ast.Name(id=owner), attr=method)):
             return owner, method
     return None
 
 
-def _use(path: Path, call: ast.expr, method: str) -> Use:
+def _pattern_use(path: Path, call: ast.expr, method: str) -> PatternUse:
     assert isinstance(call, ast.Call)
     flags = [argument for argument in call.args[1:] if ast.unparse(argument).startswith("re.")]
     flag = getattr(re, ast.unparse(flags[0]).removeprefix("re.")) if flags else 0
-    return Use(module_name(path), ast.literal_eval(call.args[0]), int(flag), method)
+    return PatternUse(module_name(path), ast.literal_eval(call.args[0]), int(flag), method)
 
 
-USES = list(uses())
+PATTERN_USES = list(find_pattern_uses())
 
 PIECES = [
     "".join(letters)
     for length in (1, 2)
     for letters in itertools.product('a0/;:="-., W[', repeat=length)
 ]
-"""What is repeated to make a long text: one character of each kind, and two by turns."""
+"""Pieces that are repeated to make a long text: one character of each kind, and pairs of them."""
 
 BEGINNINGS = ("bytes=", "sha-256=:", ";q=", "http://", '"', "[", "a=::")
 
@@ -105,60 +106,60 @@ TEXTS = [("", piece) for piece in PIECES]
 TEXTS += itertools.product(BEGINNINGS, [piece for piece in PIECES if len(piece) == 1])
 
 LIMIT = 20_000
-"""Steps for 512 characters: the dearest pattern takes a fifth of it."""
+"""Steps for 512 characters. The most expensive pattern needs a fifth of this."""
 
 
-def hardest(use: Use) -> float:
-    """Return how many times as many steps a text of twice the length takes, at worst."""
+def worst_growth(use: PatternUse) -> float:
+    """Return by which factor the steps grow at most when a text becomes twice as long."""
     worst = 0.0
     for beginning, piece in TEXTS:
         short, long = (f"{beginning}{piece * (size // len(piece))}\x00" for size in (256, 512))
-        steps = use.steps(short, limit=LIMIT)
-        if steps > len(beginning) * 4 + 20:  # Otherwise it ends where the long text begins.
-            worst = max(worst, use.steps(long, limit=LIMIT) / steps)
+        steps = use.count_steps(short, limit=LIMIT)
+        # With fewer steps, matching has ended before the repeated pieces.
+        if steps > len(beginning) * 4 + 20:
+            worst = max(worst, use.count_steps(long, limit=LIMIT) / steps)
     return worst
 
 
-@pytest.mark.parametrize("use", USES, ids=str)
-def test_a_pattern_costs_at_most_twice_as_much_for_twice_the_text(use: Use) -> None:
-    """A tenth more is for what a pattern asks at least of a text: four times is quadratic."""
-    assert hardest(use) <= 2.2
+@pytest.mark.parametrize("use", PATTERN_USES, ids=str)
+def test_pattern_takes_at_most_twice_the_steps_for_twice_the_text(use: PatternUse) -> None:
+    """Allow a tenth more for steps that do not depend on the size. Quadratic cost would be 4."""
+    assert worst_growth(use) <= 2.2
 
 
-def test_every_use_of_a_pattern_is_found() -> None:
-    """What the source compiles or calls on `re`, but for the modules named above."""
-    found = {use.place for use in USES}
+def test_pattern_uses_are_found_in_every_module_that_imports_re() -> None:
+    modules = {use.module for use in PATTERN_USES}
     importing = {
         module_name(path)
         for path in (ROOT / "service").glob("**/*.py")
         if re.search("^import re$", path.read_text(), re.MULTILINE)
     }
-    assert found == importing - CONFIGURED
+    assert modules == importing - OPERATOR_INPUT
 
 
 @pytest.mark.parametrize("pattern", ["/.*?[0-9a]{8}[0-9a-]{24,}", "-*-*-*;", "(?:a|a)*b", ";+x"])
-def test_a_pattern_that_costs_more_is_noticed(pattern: str) -> None:
+def test_pattern_with_more_than_linear_cost_is_detected(pattern: str) -> None:
     with suppress(TooManySteps):
-        assert hardest(Use("none", pattern, 0, "search")) > 2.2
+        assert worst_growth(PatternUse("none", pattern, 0, "search")) > 2.2
 
 
 @given(data=st.data())
-def test_the_counter_matches_what_re_matches(data: st.DataObject) -> None:
-    use = data.draw(st.sampled_from(USES))
+def test_step_counter_finds_the_same_matches_as_re(data: st.DataObject) -> None:
+    use = data.draw(st.sampled_from(PATTERN_USES))
     source = use.pattern if isinstance(use.pattern, str) else use.pattern.decode()
-    like_it = st.from_regex(re.compile(source, use.flags), alphabet=st.characters(codec="ascii"))
-    drawn = data.draw(like_it | st.text('a0/;:="-., W[\n\xff', max_size=40))
-    text = drawn if isinstance(use.pattern, str) else drawn.encode("latin-1")
-    program = compiled(use.pattern, use.flags)
-    real = re.compile(use.pattern, use.flags)
+    matching = st.from_regex(re.compile(source, use.flags), alphabet=st.characters(codec="ascii"))
+    example = data.draw(matching | st.text('a0/;:="-., W[\n\xff', max_size=40))
+    text = example if isinstance(use.pattern, str) else example.encode("latin-1")
+    program = compile_pattern(use.pattern, use.flags)
+    pattern = re.compile(use.pattern, use.flags)
     for method in ("fullmatch", "match", "search"):
-        expected = getattr(real, method)(text)
+        expected = getattr(pattern, method)(text)
         end = getattr(program, method)(text, 10**9)
         assert end == (expected.end() if expected else None)
 
 
-def disposition(value: str) -> None:
-    """Read a form whose part has this Content-Disposition."""
+def parse_disposition(value: str) -> None:
+    """Parse a form with a part that has this Content-Disposition."""
     form = forms._Form(b"multipart/form-data; boundary=b")  # noqa: SLF001
     form.feed(b"--b\r\nContent-Disposition: form-data;%b\r\n\r\n" % value.encode())
 
@@ -169,7 +170,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "Range": lambda value: ranges.RangeRequest(ranges=value).select(ranges.ObjectStat(9, '"x"', 0)),
     "Accept": about.prefers_html,
     "Content-Type": lambda value: forms._Form(b"multipart/form-data;" + value.encode()),  # noqa: SLF001
-    "Content-Disposition": disposition,
+    "Content-Disposition": parse_disposition,
     "path": lambda value: middleware._normalize(f"http://x/{value}".encode(), ""),  # noqa: SLF001
     "decoded path": lambda value: middleware._normalize(b"/", f"/{value}"),  # noqa: SLF001
     "path of the access log": lambda value: access_log._short_id(f"/files/{value}"),  # noqa: SLF001
@@ -182,14 +183,12 @@ REPEATED = ["a", "a=b;", "a=::,", '"', 'W/"a",', "a;q=1,", "%41", "/", "a-", ";"
 
 @pytest.mark.parametrize("piece", REPEATED)
 @pytest.mark.parametrize("name", PARSERS)
-def test_a_parser_runs_at_most_twice_as_many_lines_for_twice_the_text(
-    name: str, piece: str
-) -> None:
-    def read(text: str) -> None:
-        with suppress(HistoryError):  # What is counted then is the cost until it is refused.
+def test_parser_runs_at_most_twice_the_lines_for_twice_the_text(name: str, piece: str) -> None:
+    def parse(text: str) -> None:
+        with suppress(HistoryError):  # Then only the lines until the error are counted.
             PARSERS[name](text)
 
-    read(piece)  # What is done only once, such as an import, is done here.
-    short = lines(lambda: read(piece * (450 // len(piece))))
-    long = lines(lambda: read(piece * (900 // len(piece))))
+    parse(piece)  # Do everything that happens only once, such as imports, before counting.
+    short = count_lines(lambda: parse(piece * (450 // len(piece))))
+    long = count_lines(lambda: parse(piece * (900 // len(piece))))
     assert long <= 2 * short + 20

@@ -1,6 +1,6 @@
-"""Count the work of a regular expression or of a parser, in steps instead of seconds.
+"""Counts the steps of a regular expression, and the lines of Python that a parser runs.
 
-A count is the same on every machine, so a bound on it can be tight.
+Unlike seconds, a count is the same on every machine, so tests can set a tight limit.
 """
 
 import re
@@ -14,14 +14,14 @@ from typing import Any
 
 
 class TooManySteps(Exception):
-    """A match needs more steps than it was given."""
+    """A match needs more steps than its limit."""
 
 
 class Program:
-    """A pattern as a list of instructions, matched by backtracking as Python's `re` does it.
+    """A pattern as a list of instructions, matched with backtracking as in Python's `re`.
 
-    `re` itself does not say how much it does. This tries the same alternatives in the same order;
-    it leaves out what `re` does faster, such as a fixed prefix of the pattern that it searches for.
+    `re` itself does not report its steps. This class tries the same alternatives in the same order.
+    It has none of the optimizations of `re`, such as searching for the fixed prefix of a pattern.
     """
 
     def __init__(self, pattern: str | bytes, flags: int = 0) -> None:
@@ -32,21 +32,21 @@ class Program:
         self.steps = 0
 
     def fullmatch(self, text: str | bytes, limit: int) -> int | None:
-        """Return the end of `text` if all of it matches. More than `limit` steps raise."""
+        """Return the end of `text` if all of it matches. Raises `TooManySteps` above `limit`."""
         return self._run(_codes(text), 0, limit, whole=True)
 
     def match(self, text: str | bytes, limit: int) -> int | None:
-        """Return where a match at the beginning of `text` ends."""
+        """Return the end of a match at the beginning of `text`."""
         return self._run(_codes(text), 0, limit)
 
     def search(self, text: str | bytes, limit: int) -> int | None:
-        """Return where the first match in `text` ends."""
+        """Return the end of the first match in `text`."""
         codes = _codes(text)
         ends = (self._run(codes, start, limit) for start in range(len(codes) + 1))
         return next((end for end in ends if end is not None), None)
 
-    def all(self, text: str | bytes, limit: int) -> int:
-        """Find all matches, as `findall` and `sub` do, and return how many there are."""
+    def count(self, text: str | bytes, limit: int) -> int:
+        """Return the number of matches, which it finds as `findall` and `sub` do."""
         codes, count, position = _codes(text), 0, 0
         while position <= len(codes):
             end = self._run(codes, position, limit)
@@ -54,25 +54,27 @@ class Program:
             position = max(end or 0, position + 1)
         return count
 
-    def _run(self, codes: Sequence[int], at: int, limit: int, *, whole: bool = False) -> int | None:
-        choices = [(0, at)]
-        while choices:
-            counter, at = choices.pop()
+    def _run(
+        self, codes: Sequence[int], start: int, limit: int, *, whole: bool = False
+    ) -> int | None:
+        alternatives = [(0, start)]
+        while alternatives:
+            counter, position = alternatives.pop()
             while True:
                 self.steps += 1
                 if self.steps > limit:
                     raise TooManySteps
                 name, *arguments = self._code[counter]
-                if name == "match" and (at == len(codes) or not whole):
-                    return at
+                if name == "match" and (position == len(codes) or not whole):
+                    return position
                 if name == "split":
-                    choices.append((arguments[1], at))
+                    alternatives.append((arguments[1], position))
                 if name in {"split", "jump"}:
                     counter = arguments[0]
-                elif name == "at" and _is_at(arguments[0], at, codes):
+                elif name == "at" and _is_at(arguments[0], position, codes):
                     counter += 1
-                elif name == "one" and at < len(codes) and arguments[0](codes[at]):
-                    counter, at = counter + 1, at + 1
+                elif name == "one" and position < len(codes) and arguments[0](codes[position]):
+                    counter, position = counter + 1, position + 1
                 else:
                     break
         return None
@@ -88,47 +90,48 @@ class Program:
             elif name is op.AT:
                 self._code.append(("at", value))
             else:
-                self._code.append(("one", self._single(name, value)))
+                self._code.append(("one", self._character_test(name, value)))
 
-    def _repeat(self, least: int, most: int, body: Any, *, lazy: bool) -> None:
-        for _ in range(least):
+    def _repeat(self, minimum: int, maximum: int, body: Any, *, lazy: bool) -> None:
+        for _ in range(minimum):
             self._compile(body)
-        if most is op.MAXREPEAT:
-            start = self._split()
+        if maximum is op.MAXREPEAT:
+            start = self._reserve_split()
             self._compile(body)
             self._code.append(("jump", start))
-            self._leave_to(len(self._code), start, lazy=lazy)
+            self._set_split(start, len(self._code), lazy=lazy)
             return
         splits = []
-        for _ in range(most - least):
-            splits.append(self._split())
+        for _ in range(maximum - minimum):
+            splits.append(self._reserve_split())
             self._compile(body)
         for split in splits:
-            self._leave_to(len(self._code), split, lazy=lazy)
+            self._set_split(split, len(self._code), lazy=lazy)
 
-    def _split(self) -> int:
-        """Leave room for a choice; `_leave_to` says between what."""
+    def _reserve_split(self) -> int:
+        """Reserve an instruction for `_set_split`, and return its index."""
         self._code.append(())
         return len(self._code) - 1
 
-    def _leave_to(self, end: int, split: int, *, lazy: bool) -> None:
-        again = split + 1
-        self._code[split] = ("split", end, again) if lazy else ("split", again, end)
+    def _set_split(self, split: int, end: int, *, lazy: bool) -> None:
+        """Let a split choose between what follows it and `end`. A lazy one tries `end` first."""
+        following = split + 1
+        self._code[split] = ("split", end, following) if lazy else ("split", following, end)
 
     def _branch(self, alternatives: Any) -> None:
         jumps = []
         for alternative in alternatives[:-1]:
-            split = self._split()
+            split = self._reserve_split()
             self._compile(alternative)
             jumps.append(len(self._code))
             self._code.append(("jump",))
-            self._leave_to(len(self._code), split, lazy=False)
+            self._set_split(split, len(self._code), lazy=False)
         self._compile(alternatives[-1])
         for jump in jumps:
             self._code[jump] = ("jump", len(self._code))
 
-    def _single(self, name: Any, value: Any) -> Callable[[int], bool]:
-        """Return a function that says whether one character, given as its code, matches."""
+    def _character_test(self, name: Any, value: Any) -> Callable[[int], bool]:
+        """Return a function that tells whether the character with a given code matches."""
         if name is op.ANY:
             return lambda code: self._flags & re.DOTALL != 0 or code != ord("\n")
         if name in {op.LITERAL, op.NOT_LITERAL}:
@@ -137,50 +140,50 @@ class Program:
         else:
             assert name is op.IN, name
         negated = value[0][0] is op.NEGATE
-        members = [self._member(*member) for member in value[negated:]]
+        members = [self._member_test(*member) for member in value[negated:]]
         return cache(lambda code: any(member(code) for member in members) != negated)
 
-    def _member(self, name: Any, value: Any) -> Callable[[int], bool]:
+    def _member_test(self, name: Any, value: Any) -> Callable[[int], bool]:
         if name is op.CATEGORY:
             assert value is op.CATEGORY_SPACE, value
             return lambda code: chr(code).isspace()
         low, high = (value, value) if name is op.LITERAL else value
         if not self._flags & re.IGNORECASE:
             return lambda code: low <= code <= high
-        return lambda code: any(low <= ord(case) <= high for case in _cases(chr(code)))
+        return lambda code: any(low <= ord(case) <= high for case in _equal_cases(chr(code)))
 
 
 def _codes(text: str | bytes) -> Sequence[int]:
     return text if isinstance(text, bytes) else [ord(character) for character in text]
 
 
-def _cases(character: str) -> set[str]:
-    """Return the forms of a character that `re.IGNORECASE` treats as equal, as s and U+017F."""
+def _equal_cases(character: str) -> set[str]:
+    """Return the characters that are equal with `re.IGNORECASE`, such as s and U+017F."""
     cases = {character, character.lower(), character.upper(), character.upper().lower()}
     return {case for case in cases if len(case) == 1}
 
 
-def _is_at(where: Any, at: int, codes: Sequence[int]) -> bool:
-    """Say whether this is the text's beginning, or its end, which is also before a last newline."""
-    if where is op.AT_BEGINNING:
-        return at == 0
-    assert where is op.AT_END, where
-    return at == len(codes) or (at == len(codes) - 1 and codes[at] == ord("\n"))
+def _is_at(anchor: Any, position: int, codes: Sequence[int]) -> bool:
+    """Tell whether an anchor matches. The end of a text is also before a newline at its end."""
+    if anchor is op.AT_BEGINNING:
+        return position == 0
+    assert anchor is op.AT_END, anchor
+    return position == len(codes) or (position == len(codes) - 1 and codes[position] == ord("\n"))
 
 
-def lines(call: Callable[[], object]) -> int:
-    """Return how many lines of Python are run by this call, in the libraries that it uses too."""
+def count_lines(call: Callable[[], object]) -> int:
+    """Return how many lines of Python a call runs, including those in libraries."""
     count = 0
 
-    def traced(frame: FrameType, event: str, _: object) -> Any:
+    def trace(frame: FrameType, event: str, _: object) -> Any:
         nonlocal count
         count += event == "line"
-        return traced
+        return trace
 
-    before = sys.gettrace()
-    sys.settrace(traced)
+    previous_trace = sys.gettrace()
+    sys.settrace(trace)
     try:
         call()
     finally:
-        sys.settrace(before)
+        sys.settrace(previous_trace)
     return count
