@@ -1,4 +1,4 @@
-"""The documents tell the truth: their commands run, their tables are whole."""
+"""The documents are correct: their commands run, and their tables are complete."""
 
 import importlib
 import json
@@ -26,27 +26,27 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 SETTINGS = (ROOT / "docs" / "settings.md").read_text()
 ERRORS = (ROOT / "docs" / "errors.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
-CLONE, UPLOAD, FETCH, EXAMPLES, DEPLOY = BLOCKS
+CLONE, UPLOAD, DOWNLOAD, EXAMPLES, DEPLOY = BLOCKS
 
 
-def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
-    """All but `make run` and deployment, which run elsewhere; the port is that of this test."""
+def test_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
+    """Other tests run `make run` and the deployment. This test uses a free port."""
     origin = tmp_path / "origin"
     repository.copy(origin)
     git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.org"]
-    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all of it"]):
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "all files"]):
         subprocess.run([*git, *command], cwd=origin, check=True, stdout=subprocess.DEVNULL)
 
     assert CLONE.endswith("\nmake run\n")
-    conversation = CLONE.removesuffix("make run\n") + UPLOAD + FETCH + EXAMPLES
+    commands = CLONE.removesuffix("make run\n") + UPLOAD + DOWNLOAD + EXAMPLES
     with serving("serve", "--dev") as (url, _, _):
-        said = subprocess.run(
-            ["bash", "-euc", conversation.replace("http://localhost:5558", url)],
+        result = subprocess.run(
+            ["bash", "-euc", commands.replace("http://localhost:5558", url)],
             cwd=tmp_path,
             env=clean_environment(
                 REPOSITORY=str(origin),
                 HISTORY_URL=url,
-                # So that pip finds what it is asked for already there.
+                # With this, pip finds that all requirements are already installed.
                 PYTHONPATH=":".join(site.getsitepackages()),
                 PATH=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
             ),
@@ -55,67 +55,67 @@ def test_the_commands_run_one_after_the_other(tmp_path: Path) -> None:
             timeout=100,
             check=False,
         )
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.count("identical\n") == 2
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("identical\n") == 2
 
 
-def test_make_run_is_the_dev_server() -> None:
-    dry = subprocess.run(
+def test_make_run_starts_the_dev_server() -> None:
+    dry_run = subprocess.run(
         ["make", "--dry-run", "run"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    assert "python -m service serve --dev" in dry.stdout
+    assert "python -m service serve --dev" in dry_run.stdout
 
 
-def test_deployment_uses_commands_that_exist() -> None:
-    used = set(re.findall(r"message-history-server ([a-z-]+)", DEPLOY))
-    assert used == {"init-bucket", "check"}
+def test_readme_names_the_commands_that_exist() -> None:
+    deployment_commands = set(re.findall(r"message-history-server ([a-z-]+)", DEPLOY))
+    assert deployment_commands == {"init-bucket", "check"}
     assert set(main.commands) == {"serve", "init-bucket", "check"}
     assert all(name in README for name in main.commands)
 
 
-def defaults() -> dict[str, str]:
-    """The settings table: names and default values as they stand there."""
+def documented_defaults() -> dict[str, str]:
+    """Return the names and default values in the settings table. A row may have several names."""
     rows = re.findall(r"^\| (`HISTORY_[^|]*)\|([^|]*)\|", SETTINGS, flags=re.MULTILINE)
     table: dict[str, str] = {}
-    for names, values in rows:
-        found = re.findall("`([^`]*)`", values) or [""]
-        named = re.findall("`HISTORY_([A-Z_]*)`", names)
-        table.update(zip(named, [*found, *[found[-1]] * len(named)], strict=False))
+    for names_cell, defaults_cell in rows:
+        defaults = re.findall("`([^`]*)`", defaults_cell) or [""]
+        names = re.findall("`HISTORY_([A-Z_]*)`", names_cell)
+        table.update(zip(names, [*defaults, *[defaults[-1]] * len(names)], strict=False))
     return table
 
 
-def test_every_setting_is_there_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = defaults()
+def test_every_setting_is_documented_with_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = documented_defaults()
     assert {name.lower() for name in table} == set(Settings.model_fields) - {"aws_region"}
     monkeypatch.setenv("HISTORY_BUCKET", "a-bucket")
-    as_shipped = load()
+    default_settings = load()
     for name, value in table.items():
         if name not in ("BUCKET", "LOG_FORMAT"):
             monkeypatch.setenv(f"HISTORY_{name}", value)
-    assert load() == as_shipped
+    assert load() == default_settings
 
 
-def test_every_error_is_there_with_its_status() -> None:
+def test_every_error_is_documented_with_its_status() -> None:
     rows = re.findall(r"^\| (\d{3}) \| `(\w+)` \|", ERRORS, flags=re.MULTILINE)
     assert {code: int(status) for status, code in rows} == STATUS
 
 
-def test_the_example_of_an_error_is_a_real_response() -> None:
+def test_example_of_an_error_is_a_real_response() -> None:
     [example] = re.findall(r"^```json\n(.*?)^```", ERRORS, flags=re.DOTALL | re.MULTILINE)
     response = problem(errors.InvalidHmac.code, errors.InvalidHmac.default_detail)
     assert json.loads(example) == json.loads(bytes(response.body))
 
 
-def test_every_error_has_its_status() -> None:
+def test_every_error_has_a_status() -> None:
     def leaves(error: type[errors.HistoryError]) -> list[type[errors.HistoryError]]:
-        return [leaf for sub in error.__subclasses__() for leaf in leaves(sub)] or [error]
+        return [leaf for child in error.__subclasses__() for leaf in leaves(child)] or [error]
 
     codes = {leaf.code for leaf in leaves(errors.HistoryError)}
     before_routing = {"malformed_request", "uri_too_long", "headers_too_large"}
     assert codes | before_routing | {"method_not_allowed", "internal_error"} == STATUS.keys()
 
 
-def test_every_store_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_store_is_documented(monkeypatch: pytest.MonkeyPatch) -> None:
     _, _, table = CONTRIBUTING.partition("| `STORES=` |")
     rows = re.findall(r"^\| `(\w+)` \| .* ([\d.]+) \| (.*) \|$", table, re.MULTILINE)
     assert tuple(name for name, _, _ in rows) == STORES
@@ -128,7 +128,7 @@ def test_every_store_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_every_package_describes_its_modules() -> None:
+def test_every_package_docstring_names_its_modules() -> None:
     packages = [path.parent for path in (ROOT / "service").rglob("__init__.py")]
     for package in packages:
         docstring = importlib.import_module(module_name(package / "__init__.py")).__doc__
@@ -138,7 +138,7 @@ def test_every_package_describes_its_modules() -> None:
         assert not missing, package.name
 
 
-def test_every_metric_is_there() -> None:
+def test_every_metric_is_documented() -> None:
     page = (ROOT / "infra" / "README.md").read_text()
     exposed = Metrics().exposition().decode()
     documented = re.findall(r"^\| `(history_\w+)` \|", page, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The repository's own files: hooks, GitHub's configuration, links in documents, the package."""
+"""Files of the repository: hooks, GitHub's configuration, links in documents, the package."""
 
 import re
 import subprocess
@@ -23,7 +23,7 @@ SCHEMAS = {
 
 
 def test_pre_commit_runs_the_commands_of_make_lint() -> None:
-    """With the tools in .venv, so that neither commands nor versions can differ."""
+    """Both use the tools in .venv, so their versions cannot differ."""
     makefile = (ROOT / "Makefile").read_text()
     [recipe] = re.findall(r"^lint:.*\n((?:\t.*\n)+)", makefile, flags=re.MULTILINE)
     assert re.search(r"^VENV \?= \.venv$\s+^BIN := \$\(VENV\)/bin$", makefile, flags=re.MULTILINE)
@@ -33,19 +33,18 @@ def test_pre_commit_runs_the_commands_of_make_lint() -> None:
     assert local["repo"] == "local"
     assert [hook["entry"] for hook in local["hooks"]] == commands
     for hook in local["hooks"]:
-        # Given the names of the changed files, ruff and mypy would check those only.
+        # With the names of the changed files, ruff and mypy would check only these files.
         assert hook.keys() == {"id", "name", "entry", "language", "pass_filenames"}
         assert (hook["language"], hook["pass_filenames"]) == ("system", False)
 
 
-def test_every_file_of_github_has_a_schema() -> None:
-    assert {str(path) for path in repository.files(".github") if path.suffix == ".yml"} == set(
-        SCHEMAS
-    )
+def test_every_github_configuration_file_has_a_schema() -> None:
+    paths = {str(path) for path in repository.files(".github") if path.suffix == ".yml"}
+    assert paths == set(SCHEMAS)
 
 
 @pytest.mark.parametrize("path", SCHEMAS)
-def test_the_files_of_github_match_their_schemas(path: str) -> None:
+def test_github_configuration_file_matches_its_schema(path: str) -> None:
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema"]
     check = subprocess.run(
         [*command, f"vendor.{SCHEMAS[path]}", ROOT / path],
@@ -56,7 +55,7 @@ def test_the_files_of_github_match_their_schemas(path: str) -> None:
     assert check.returncode == 0, check.stdout
 
 
-def test_dependabot_looks_into_every_folder_with_a_lock() -> None:
+def test_dependabot_checks_every_folder_with_lock_files() -> None:
     updates = yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text())["updates"]
     [pip] = [update for update in updates if update["package-ecosystem"] == "pip"]
     folders = {
@@ -68,35 +67,35 @@ def test_dependabot_looks_into_every_folder_with_a_lock() -> None:
 
 
 def anchors(document: Path) -> set[str]:
-    """The ids that GitHub gives to the headings of a document."""
+    """Return the ids that GitHub gives to the headings of a document."""
     text = re.sub(r"^```.*?^```", "", document.read_text(), flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def has_target(document: Path, link: str) -> bool:
-    """Whether a link leads to a file of the repository and, if it names one, to a heading in it."""
+    """Tell whether the file that a link names exists, and its heading if the link names one."""
     name, _, anchor = link.partition("#")
     target = ROOT / document.parent / name if name else ROOT / document
     return target.exists() and (not anchor or anchor in anchors(target))
 
 
-def test_every_link_to_a_file_has_a_target() -> None:
+def test_every_link_to_a_file_has_an_existing_target() -> None:
     documents = [path for path in repository.files() if path.suffix == ".md"]
     links = [
         (document, link)
         for document in documents
         for link in re.findall(r"\]\(([^)\s]+)\)", (ROOT / document).read_text())
-        # Beside addresses: the page of GitHub on which vulnerabilities are reported.
+        # ../../security/ is a page of GitHub, on which vulnerabilities are reported.
         if not link.startswith(("https://", "../../security/"))
     ]
     assert len(links) > len(documents)
-    assert [pair for pair in links if not has_target(*pair)] == []
+    assert [link for link in links if not has_target(*link)] == []
     assert not has_target(Path("README.md"), "docs/absent.md")
     assert not has_target(Path("docs/settings.md"), "../README.md#absent")
 
 
-def test_every_decision_is_listed() -> None:
+def test_every_decision_record_is_listed() -> None:
     decisions = ROOT / "docs" / "decisions"
     listed = re.findall(
         r"^\| \[(\d{4})\]\((\1-[a-z0-9-]+\.md)\)",
@@ -108,7 +107,7 @@ def test_every_decision_is_listed() -> None:
         assert (decisions / name).read_text().startswith(f"# {number}: ")
 
 
-def test_the_wheel_has_types_and_data_and_no_documents(tmp_path: Path) -> None:
+def test_wheel_contains_only_the_service_with_types_and_data(tmp_path: Path) -> None:
     repository.copy(tmp_path / "project")
     subprocess.run(
         [sys.executable, "-m", "flit_core.wheel", "--outdir", tmp_path],
