@@ -1,4 +1,4 @@
-"""Where the examples run, and the servers that they meet."""
+"""Fixtures for the examples: a folder to run them in, and servers that fail."""
 
 import socket
 import threading
@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.examples.desk import Desk
-from tests.docs.examples.stub import Stub
+from tests.docs.examples.sandbox import Sandbox
+from tests.docs.examples.stub_server import StubServer
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path / "desk")
+def sandbox(tmp_path: Path) -> Sandbox:
+    return Sandbox(tmp_path / "sandbox")
 
 
 @pytest.fixture
-def stub() -> Iterator[Stub]:
-    with Stub() as server:
+def stub() -> Iterator[StubServer]:
+    with StubServer() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield server
@@ -28,7 +28,7 @@ def stub() -> Iterator[Stub]:
 
 @pytest.fixture
 def closed_port() -> Iterator[str]:
-    """Bound, so that nobody else gets it, but not listening."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        yield f"http://127.0.0.1:{held.getsockname()[1]}"
+    """The URL of a port on which nothing listens. It is bound, so no other process can take it."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Many calls at the same time, and which of them fail in another way than they should."""
+"""Runs many failing commands in parallel, and returns those that do not fail as expected."""
 
 import json
 import os
@@ -9,32 +9,33 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.docs.examples.desk import CURL, Call, Desk, Result
+from tests.docs.examples.sandbox import CURL, Command, Result, Sandbox
 
-Cases = dict[str, tuple[Call, str]]
-"""By name: a call that fails, and what its one sentence matches."""
+Cases = dict[str, tuple[Command, str]]
+"""By name: a command that fails, and a regular expression for its error message."""
 
 
-FORK = """\
+FORK_SCRIPT = """\
 import gc, io, json, os, runpy, sys
 import httpx, pyAesCrypt, tqdm
 
-httpx.Client().close()  # these two import more, once for all
+# These two calls import more modules, so that the children need not.
+httpx.Client().close()
 pyAesCrypt.encryptStream(io.BytesIO(), io.BytesIO(), "")
-gc.freeze()  # or each child would look at all of it once more, and so copy it
+gc.freeze()  # Otherwise the garbage collector of each child would copy all memory pages.
 names = {}
-for name, order in json.load(sys.stdin).items():
+for name, job in json.load(sys.stdin).items():
     if child := os.fork():
         names[child] = name
         continue
-    os.chdir(order["cwd"])
+    os.chdir(job["cwd"])
     os.environ.clear()
-    os.environ.update(order["environment"])
-    for number in (1, 2):
-        os.dup2(os.open(order["outputs"][number - 1], os.O_WRONLY | os.O_CREAT), number)
-    exec(order["before"])
-    sys.argv = order["argv"]
-    if "upload" in sys.argv[0]:  # to stretch the key takes a while, and here proves nothing
+    os.environ.update(job["environment"])
+    for descriptor in (1, 2):
+        os.dup2(os.open(job["outputs"][descriptor - 1], os.O_WRONLY | os.O_CREAT), descriptor)
+    exec(job["setup"])
+    sys.argv = job["argv"]
+    if "upload" in sys.argv[0]:  # Deriving the AES key takes long, and its value is irrelevant.
         pyAesCrypt.crypto.stretch = lambda key, iv: bytes(32)
     runpy.run_path(sys.argv[0], run_name="__main__")
     sys.exit()
@@ -43,24 +44,28 @@ json.dump(status, sys.stdout)
 """
 
 
-def fork(calls: Mapping[str, tuple[Desk, Call]]) -> dict[str, Result]:
-    """Run Python scripts as processes that share one start, which takes ten times their work."""
+def run_forked(commands: Mapping[str, tuple[Sandbox, Command]]) -> dict[str, Result]:
+    """Run Python scripts in forked processes, so that Python starts only once.
+
+    Starting Python takes ten times as long as the work of a script.
+    """
     outputs = {
-        name: [desk.path / "stdout", desk.path / "stderr"] for name, (desk, _) in calls.items()
+        name: [sandbox.path / "stdout", sandbox.path / "stderr"]
+        for name, (sandbox, _) in commands.items()
     }
-    orders = {
+    jobs = {
         name: {
-            "cwd": str(desk.cwd),
-            "environment": desk.environment(call),
+            "cwd": str(sandbox.cwd),
+            "environment": sandbox.environment(command),
             "outputs": [str(path) for path in outputs[name]],
-            "before": call.before,
-            "argv": call.command[1:],
+            "setup": command.setup,
+            "argv": command.argv[1:],
         }
-        for name, (desk, call) in calls.items()
+        for name, (sandbox, command) in commands.items()
     }
-    done = subprocess.run(
-        [sys.executable, "-c", FORK],
-        input=json.dumps(orders),
+    process = subprocess.run(
+        [sys.executable, "-c", FORK_SCRIPT],
+        input=json.dumps(jobs),
         stdout=subprocess.PIPE,
         check=True,
         text=True,
@@ -68,40 +73,43 @@ def fork(calls: Mapping[str, tuple[Desk, Call]]) -> dict[str, Result]:
     )
     return {
         name: Result(status, *(path.read_text() for path in outputs[name]))
-        for name, status in json.loads(done.stdout).items()
+        for name, status in json.loads(process.stdout).items()
     }
 
 
-def wrong_results(path: Path, cases: Cases) -> dict[str, Result]:
-    """Run all cases; those that fail in a wrong way."""
-    calls = {name: (Desk(path / name), call) for name, (call, _) in cases.items()}
-    for desk, _ in calls.values():
-        (desk.cwd / "out").write_bytes(b"precious")
+def unexpected_results(folder: Path, cases: Cases) -> dict[str, Result]:
+    """Run all cases, and return the results that are not the expected failure.
+
+    A script has to print one sentence without secrets, exit with status 1, and change no file.
+    """
+    commands = {name: (Sandbox(folder / name), command) for name, (command, _) in cases.items()}
+    for sandbox, _ in commands.values():
+        (sandbox.cwd / "out").write_bytes(b"precious")
     forked = {
-        name: (desk, call)
-        for name, (desk, call) in calls.items()
-        if call.script != CURL and not call.interpreter
+        name: (sandbox, command)
+        for name, (sandbox, command) in commands.items()
+        if command.script != CURL and not command.interpreter
     }
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        others = {
-            name: pool.submit(desk.run, call)
-            for name, (desk, call) in calls.items()
+        futures = {
+            name: pool.submit(sandbox.run, command)
+            for name, (sandbox, command) in commands.items()
             if name not in forked
         }
-        results = fork(forked) if forked else {}
-        results |= {name: other.result() for name, other in others.items()}
+        results = run_forked(forked) if forked else {}
+        results |= {name: future.result() for name, future in futures.items()}
 
-    def is_right(name: str) -> bool:
-        (desk, call), sentence, result = calls[name], cases[name][1], results[name]
-        program = call.script.removesuffix(".py")
+    def is_expected(name: str) -> bool:
+        (sandbox, command), message, result = commands[name], cases[name][1], results[name]
+        program = command.script.removesuffix(".py")
         return (
             result.status == 1
-            and re.fullmatch(rf"{program}: .+[.?)]\n", result.err) is not None
-            and result.err.isascii()
-            and re.search(sentence, result.err) is not None
-            and re.search("signing key|AES key|Traceback", result.err) is None
-            and (call.script == CURL or not result.out)
-            and desk.files() == {"cwd/out": b"precious"}
+            and re.fullmatch(rf"{program}: .+[.?)]\n", result.stderr) is not None
+            and result.stderr.isascii()
+            and re.search(message, result.stderr) is not None
+            and re.search("signing key|AES key|Traceback", result.stderr) is None
+            and (command.script == CURL or not result.stdout)
+            and sandbox.files() == {"cwd/out": b"precious"}
         )
 
-    return {name: results[name] for name in cases if not is_right(name)}
+    return {name: results[name] for name in cases if not is_expected(name)}

@@ -1,4 +1,4 @@
-"""The examples as people run them: as processes, with keys exported, on a terminal, with Ctrl-C."""
+"""The examples run as users run them: as processes, on a terminal, interrupted with Ctrl-C."""
 
 import json
 import os
@@ -15,196 +15,214 @@ from uuid import UUID
 import httpx
 import pytest
 
-from tests.docs.examples.desk import (
+from tests.docs.examples.sandbox import (
     CURL,
     FETCH,
-    HISTORY,
     KEYS,
-    ODD_KEYS,
-    TICKET,
+    SAMPLE_HISTORY,
+    UNKNOWN_BUNDLE,
+    UNUSUAL_KEYS,
     UPLOAD,
-    Call,
-    Desk,
+    Command,
     Result,
+    Sandbox,
     decrypt,
-    finish,
+    printed_variables,
     sign,
     signing_key,
-    ticket,
+    wait,
 )
-from tests.docs.examples.stub import Stub
+from tests.docs.examples.stub_server import StubServer
 from tests.support.services.thread import Service
 
 MIB = 1 << 20
 
 
-def test_the_default_file(desk: Desk, service: Service) -> None:
-    uploaded = desk.run(Call(UPLOAD, url=service.url))
-    assert (uploaded.status, uploaded.err) == (0, "")
-    bundle_id = ticket(uploaded)["BUNDLE_ID"]
+def test_sample_history_can_be_fetched_with_the_printed_command(
+    sandbox: Sandbox, service: Service
+) -> None:
+    uploaded = sandbox.run(Command(UPLOAD, url=service.url))
+    assert (uploaded.status, uploaded.stderr) == (0, "")
+    bundle_id = printed_variables(uploaded)["BUNDLE_ID"]
     assert str(UUID(bundle_id)) == bundle_id
 
-    line = uploaded.out.splitlines()[-1]
-    pasted = desk.run(Call(FETCH, url=service.url, interpreter=("bash", "-c", line)))
-    assert (pasted.status, pasted.err) == (0, "")
-    assert desk.files() == {f"cwd/messages_bundle_{bundle_id}": HISTORY.read_bytes()}
-    assert (desk.cwd / f"messages_bundle_{bundle_id}").stat().st_mode & 0o777 == 0o600
+    printed_command = uploaded.stdout.splitlines()[-1]
+    shell = ("bash", "-c", printed_command)
+    fetched = sandbox.run(Command(FETCH, url=service.url, interpreter=shell))
+    assert (fetched.status, fetched.stderr) == (0, "")
+    assert sandbox.files() == {f"cwd/messages_bundle_{bundle_id}": SAMPLE_HISTORY.read_bytes()}
+    assert (sandbox.cwd / f"messages_bundle_{bundle_id}").stat().st_mode & 0o777 == 0o600
 
 
-def test_other_files_and_odd_keys(desk: Desk, service: Service) -> None:
-    plain = random.Random(1).randbytes(MIB - 1)  # such a size is padded wrongly by pyAesCrypt 6.1.1
-    source = desk.path / "a history.bin"
-    target = desk.cwd / "a target"
-    target.write_bytes(b"old, and longer than nothing")
+def test_any_file_can_be_transferred_with_unusual_keys(sandbox: Sandbox, service: Service) -> None:
+    plain = random.Random(1).randbytes(MIB - 1)  # pyAesCrypt 6.1.1 pads such a size incorrectly.
+    source = sandbox.path / "a history.bin"
+    target = sandbox.cwd / "a target"
+    target.write_bytes(b"old content")
     source.write_bytes(plain)
-    url = f"{service.url}/"  # a slash at the end is fine
+    url = f"{service.url}/"
 
-    uploaded = desk.run(Call(UPLOAD, (source,), url, ODD_KEYS))
-    assert (uploaded.status, uploaded.err) == (0, "")
-    proof = ticket(uploaded)
+    uploaded = sandbox.run(Command(UPLOAD, (source,), url, UNUSUAL_KEYS))
+    assert (uploaded.status, uploaded.stderr) == (0, "")
+    variables = printed_variables(uploaded)
     stored = httpx.get(
-        f"{service.url}/files/{proof['BUNDLE_ID']}",
-        headers={b"X-HMAC": proof["HMAC_VALUE"].encode(), b"X-SIGNING-KEY": signing_key(ODD_KEYS)},
+        f"{service.url}/files/{variables['BUNDLE_ID']}",
+        headers={
+            b"X-HMAC": variables["HMAC_VALUE"].encode(),
+            b"X-SIGNING-KEY": signing_key(UNUSUAL_KEYS),
+        },
     )
     assert stored.status_code == 200
-    assert sign(stored.content, ODD_KEYS) == proof["HMAC_VALUE"]
-    assert decrypt(stored.content, ODD_KEYS) == plain
+    assert sign(stored.content, UNUSUAL_KEYS) == variables["HMAC_VALUE"]
+    assert decrypt(stored.content, UNUSUAL_KEYS) == plain
 
-    spelling = {"BUNDLE_ID": proof["BUNDLE_ID"].upper(), "HMAC_VALUE": proof["HMAC_VALUE"].upper()}
-    fetched = desk.run(Call(FETCH, (target,), url, {**ODD_KEYS, **spelling}))
-    assert (fetched.status, fetched.err) == (0, "")
-    assert desk.files() == {"cwd/a target": plain}
+    upper_case = {name: value.upper() for name, value in variables.items()}
+    fetched = sandbox.run(Command(FETCH, (target,), url, {**UNUSUAL_KEYS, **upper_case}))
+    assert (fetched.status, fetched.stderr) == (0, "")
+    assert sandbox.files() == {"cwd/a target": plain}
 
 
-@pytest.mark.parametrize("keys", [KEYS, ODD_KEYS], ids=["plain", "odd"])
-def test_curl(desk: Desk, service: Service, keys: Mapping[str, str | bytes]) -> None:
-    """Also: no program that the script starts is told a key in its arguments."""
-    seen = desk.path / "seen"
-    programs = desk.path / "bin"
-    programs.mkdir(parents=True)
+@pytest.mark.parametrize("keys", [KEYS, UNUSUAL_KEYS], ids=["plain", "unusual"])
+def test_curl_script_transfers_a_file_without_keys_in_process_arguments(
+    sandbox: Sandbox, service: Service, keys: Mapping[str, str | bytes]
+) -> None:
+    log = sandbox.path / "commands.log"
+    wrappers = sandbox.path / "bin"
+    wrappers.mkdir(parents=True)
     for name in ("cat", "cmp", "curl", "cut", "head", "mktemp", "od", "openssl", "sed", "tr"):
-        program = programs / name
-        program.write_text(
-            f'#!/bin/sh\necho "{name} $*" >> "{seen}"\nexec {shutil.which(name)} "$@"\n'
+        wrapper = wrappers / name
+        wrapper.write_text(
+            f'#!/bin/sh\necho "{name} $*" >> "{log}"\nexec {shutil.which(name)} "$@"\n'
         )
-        program.chmod(0o755)
-    source = desk.path / "- a history.bin"
+        wrapper.chmod(0o755)
+    source = sandbox.path / "- a history.bin"
     source.write_bytes(random.Random(2).randbytes(2 * MIB + 1))
-    arguments = (source,) if keys is ODD_KEYS else ()
+    arguments = (source,) if keys is UNUSUAL_KEYS else ()
 
-    variables = {**keys, "PATH": f"{programs}:{os.environ['PATH']}"}
-    result = desk.run(Call(CURL, arguments, f"{service.url}/", variables))
-    assert (result.status, result.err) == (0, "")
-    assert desk.files() == {}
+    variables = {**keys, "PATH": f"{wrappers}:{os.environ['PATH']}"}
+    result = sandbox.run(Command(CURL, arguments, f"{service.url}/", variables))
+    assert (result.status, result.stderr) == (0, "")
+    assert sandbox.files() == {}
 
-    bundle_id, bundle_hmac = (line.split()[-1] for line in result.out.splitlines()[:2])
+    bundle_id, bundle_hmac = (line.split()[-1] for line in result.stdout.splitlines()[:2])
     stored = httpx.get(
         f"{service.url}/files/{bundle_id}",
         headers={b"X-HMAC": bundle_hmac.encode(), b"X-SIGNING-KEY": signing_key(keys)},
     )
     assert stored.status_code == 200
     assert stored.content.startswith(b"Salted__")
-    told = seen.read_bytes()
-    assert b"\ncurl " in told
-    assert b"\nopenssl " in told
+    logged_commands = log.read_bytes()
+    assert b"\ncurl " in logged_commands
+    assert b"\nopenssl " in logged_commands
     for key in keys.values():
-        assert os.fsencode(key).strip() not in told
+        assert os.fsencode(key).strip() not in logged_commands
 
 
-def test_progress_is_for_terminals(desk: Desk, service: Service) -> None:
-    """All other tests see that there is none without."""
-    uploaded = desk.run_on_terminal(Call(UPLOAD, url=service.url))
-    assert "encrypt: 100%" in uploaded.err
-    assert "upload: 100%" in uploaded.err
-    fetched = desk.run_on_terminal(Call(FETCH, url=service.url, variables=ticket(uploaded)))
-    assert "fetch: 100%" in fetched.err
-    assert "decrypt: 100%" in fetched.err
-    assert "100.0%" in desk.run_on_terminal(Call(CURL, url=service.url)).err
+def test_progress_is_shown_on_a_terminal(sandbox: Sandbox, service: Service) -> None:
+    """All other tests run the scripts without a terminal, and check that they show no progress."""
+    uploaded = sandbox.run_on_terminal(Command(UPLOAD, url=service.url))
+    assert "encrypt: 100%" in uploaded.stderr
+    assert "upload: 100%" in uploaded.stderr
+    fetched = sandbox.run_on_terminal(
+        Command(FETCH, url=service.url, variables=printed_variables(uploaded))
+    )
+    assert "fetch: 100%" in fetched.stderr
+    assert "decrypt: 100%" in fetched.stderr
+    assert "100.0%" in sandbox.run_on_terminal(Command(CURL, url=service.url)).stderr
 
 
-MEASURE = """\
+MEASURE_MEMORY = """\
 import resource, subprocess, sys
 status = subprocess.call(sys.argv[1:])
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(status)
 """
 MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes. macOS reports the memory in bytes, Linux in KiB."""
 
 
-def test_memory_is_bounded(desk: Desk, service: Service) -> None:
-    source = desk.path / "history"
-    piece = random.Random(3).randbytes(MIB)
-    desk.path.mkdir(parents=True)
+def test_examples_need_little_memory_for_a_large_file(sandbox: Sandbox, service: Service) -> None:
+    source = sandbox.path / "history"
+    block = random.Random(3).randbytes(MIB)
+    sandbox.path.mkdir(parents=True)
     with source.open("wb") as file:
-        file.writelines(piece for _ in range(32))
+        file.writelines(block for _ in range(32))
 
-    def peak(script: str, *arguments: str | Path, **variables: str) -> tuple[int, Result]:
-        # A process counts the memory of its parent, up to exec; hence a small one in between.
+    def peak_memory(script: str, *arguments: str | Path, **variables: str) -> tuple[int, Result]:
+        # A child has the memory of its parent until exec, so a small process starts the script.
         runner = "bash" if script == CURL else sys.executable
-        interpreter = (sys.executable, "-c", MEASURE, runner)
-        result = desk.run(Call(script, arguments, service.url, variables, interpreter))
-        assert (result.status, result.err) == (0, "")
-        return int(result.out.splitlines()[-1]) * MAXRSS_UNIT, result
+        interpreter = (sys.executable, "-c", MEASURE_MEMORY, runner)
+        result = sandbox.run(Command(script, arguments, service.url, variables, interpreter))
+        assert (result.status, result.stderr) == (0, "")
+        return int(result.stdout.splitlines()[-1]) * MAXRSS_UNIT, result
 
     with ThreadPoolExecutor() as pool:
-        curls = pool.submit(peak, CURL, source)
-        upload, uploaded = peak(UPLOAD, source)
-        fetch, _ = peak(FETCH, "out", **ticket(uploaded))
-        curl, _ = curls.result()
+        curl_future = pool.submit(peak_memory, CURL, source)
+        upload, uploaded = peak_memory(UPLOAD, source)
+        fetch, _ = peak_memory(FETCH, "out", **printed_variables(uploaded))
+        curl, _ = curl_future.result()
     print(f"peak: upload {upload / MIB:.0f}, fetch {fetch / MIB:.0f}, curl {curl / MIB:.0f} MiB")
-    assert desk.files()["cwd/out"] == piece * 32
-    assert max(upload, fetch) < 80 * MIB  # Python and httpx alone are 40
+    assert sandbox.files()["cwd/out"] == block * 32
+    assert max(upload, fetch) < 80 * MIB  # Python and httpx alone take 40 MiB.
     assert curl < 40 * MIB
 
 
-def test_a_key_meets_no_redirect(desk: Desk, stub: Stub) -> None:
-    (desk.cwd / ".curlrc").write_text("location\n")
-    variables = {**TICKET, "HOME": str(desk.cwd), "SIGNING_KEY": "only here"}
-    assert desk.run(Call(FETCH, url=stub.url("redirect"), variables=variables)).status == 1
-    assert b"only here" in stub.heads.get(timeout=5)
-    assert desk.run(Call(CURL, url=stub.url("redirect"), variables=variables)).status == 1
-    assert stub.heads.get(timeout=5).startswith(b"POST")
-    assert stub.heads.empty()
+def test_signing_key_is_not_sent_to_the_target_of_a_redirect(
+    sandbox: Sandbox, stub: StubServer
+) -> None:
+    (sandbox.cwd / ".curlrc").write_text("location\n")
+    variables = {**UNKNOWN_BUNDLE, "HOME": str(sandbox.cwd), "SIGNING_KEY": "only here"}
+    assert sandbox.run(Command(FETCH, url=stub.url("redirect"), variables=variables)).status == 1
+    assert b"only here" in stub.request_heads.get(timeout=5)
+    assert sandbox.run(Command(CURL, url=stub.url("redirect"), variables=variables)).status == 1
+    assert stub.request_heads.get(timeout=5).startswith(b"POST")
+    assert stub.request_heads.empty()
 
 
-def test_ctrl_c(tmp_path: Path, stub: Stub) -> None:
-    """Nothing is left behind, and nothing but the status tells of it."""
+def test_interrupted_script_leaves_no_files_and_prints_nothing(
+    tmp_path: Path, stub: StubServer
+) -> None:
     interrupts = [
         (UPLOAD, "silent", signal.SIGINT, 130),
         (FETCH, "stalls", signal.SIGINT, 130),
         (FETCH, "stalls", signal.SIGTERM, 143),
         (CURL, "silent", signal.SIGINT, 130),
     ]
-    usual = signal.signal(signal.SIGINT, signal.default_int_handler)  # even where it was ignored
+    # Scripts would inherit an ignored SIGINT, so do not ignore it while they start.
+    previous_handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         running = []
-        for number, (script, play, *_) in enumerate(interrupts):
-            desk = Desk(tmp_path / str(number))
-            running.append((desk, desk.start(Call(script, url=stub.url(play), variables=TICKET))))
+        for number, (script, response_name, *_) in enumerate(interrupts):
+            sandbox = Sandbox(tmp_path / str(number))
+            command = Command(script, url=stub.url(response_name), variables=UNKNOWN_BUNDLE)
+            running.append((sandbox, sandbox.start(command)))
     finally:
-        signal.signal(signal.SIGINT, usual)
+        signal.signal(signal.SIGINT, previous_handler)
     for _ in interrupts:
-        stub.heads.get(timeout=20)
-    for (script, _, number, status), (desk, process) in zip(interrupts, running, strict=True):
-        assert bool(desk.files()) == (script != UPLOAD)  # its file never had a name
-        os.killpg(process.pid, number)
-        assert finish(process) == Result(status, "", "")
-        assert desk.files() == {}
+        stub.request_heads.get(timeout=20)
+    for (script, _, signal_number, status), (sandbox, process) in zip(
+        interrupts, running, strict=True
+    ):
+        # The temporary file of upload-bundle.py has no name, so it is not listed.
+        assert bool(sandbox.files()) == (script != UPLOAD)
+        os.killpg(process.pid, signal_number)
+        assert wait(process) == Result(status, "", "")
+        assert sandbox.files() == {}
 
 
 @pytest.mark.parametrize("script", [UPLOAD, FETCH, CURL])
-def test_help_and_usage(desk: Desk, script: str) -> None:
-    told = desk.run(Call(script, ("--help",), variables=dict.fromkeys(KEYS)))
-    assert (told.status, told.err) == (0, "")
+def test_help_and_usage_are_printed(sandbox: Sandbox, script: str) -> None:
+    help_result = sandbox.run(Command(script, ("--help",), variables=dict.fromkeys(KEYS)))
+    assert (help_result.status, help_result.stderr) == (0, "")
     for name in ("usage: ", "SIGNING_KEY", "AES_KEY", "HISTORY_URL", "http://localhost:5558"):
-        assert name in told.out
-    misused = desk.run(Call(script, ("one", "two")))
-    assert misused.status == 2
-    assert misused.err.startswith("usage: ")
+        assert name in help_result.stdout
+    usage_error = sandbox.run(Command(script, ("one", "two")))
+    assert usage_error.status == 2
+    assert usage_error.stderr.startswith("usage: ")
 
 
-def test_the_made_up_messages() -> None:
-    messages = [json.loads(line) for line in HISTORY.read_text().splitlines()]
+def test_sample_history_has_realistic_messages() -> None:
+    messages = [json.loads(line) for line in SAMPLE_HISTORY.read_text().splitlines()]
     assert 250 <= len(messages) <= 350
     hex_digits = {"id": 64, "group_id": 32, "sender_installation_id": 64}
     for message in messages:
