@@ -27,7 +27,10 @@ from tests.bench.variants import (
 _T = TypeVar("_T")
 
 MAX_TRANSFERS = 16
-"""The maximum number of transfers in a round, times the concurrency, which counts as 4 at most."""
+"""The maximum number of transfers in a round with a concurrency of 1.
+
+It grows with the concurrency: 4 and more allow 4 times as many.
+"""
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Round:
-    """The same transfers with every variant, and what the service used for those through it."""
+    """The same transfers with every variant.
+
+    `service_cpu` is the service's CPU time in seconds, `s3_requests` the number of its S3 requests.
+    """
 
     batches: dict[str, Batch]
     service_cpu: float
@@ -133,7 +139,7 @@ class Benchmark:
 
 
 async def prepare_bundle(workload: Workload, service: ThroughService) -> Bundle:
-    """Return the bundle of a workload. For downloads, upload it once for each one in a round."""
+    """Return the bundle of a workload. For downloads, store a copy for each one in a round."""
     bundle = Bundle(bytes(range(256)) * (workload.size // 256))
     if workload.kind.startswith("upload"):
         return bundle

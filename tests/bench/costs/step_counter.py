@@ -114,7 +114,7 @@ class Program:
         return len(self._code) - 1
 
     def _set_split(self, split: int, end: int, *, lazy: bool) -> None:
-        """Let a split choose between what follows it and `end`. A lazy one tries `end` first."""
+        """Let a split choose between the next instruction and `end`. If lazy, try `end` first."""
         following = split + 1
         self._code[split] = ("split", end, following) if lazy else ("split", following, end)
 

@@ -1,4 +1,4 @@
-"""What a transfer costs: S3 requests, memory, and function calls compared to a plain S3 client.
+"""The costs of a transfer: S3 requests, memory, and function calls compared to a plain S3 client.
 
 No test measures time, so other load on the machine changes nothing. Each test has been seen to fail
 when the optimization that it protects was removed.

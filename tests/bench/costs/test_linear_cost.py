@@ -1,4 +1,4 @@
-"""Parsing what clients send has a cost linear in its size. The tests count steps, not time."""
+"""The cost of parsing client input is linear in its size. The tests count steps, not time."""
 
 import ast
 import itertools
