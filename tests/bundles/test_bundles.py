@@ -1,4 +1,4 @@
-"""What cannot be seen from outside: how a deposit overlaps its parts, and what cancels it."""
+"""Uploads through `BundleService` alone: overlapping parts, cancellation, cleanup and memory."""
 
 import asyncio
 import mmap
@@ -24,68 +24,75 @@ from tests.support.stores.access import aws_environment
 PART = 5 << 20
 
 
-class Held(S3Storage):
-    """Its writes reach S3, but are answered only when `answer` is set."""
+class PausedStorage(S3Storage):
+    """S3 storage that can pause and fail.
+
+    `paused_calls` take effect in S3, but return only after `resume` is set. `failing_calls` raise
+    `StorageUnavailable`.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.reached = asyncio.Event()
-        self.answer = asyncio.Event()
-        self.holds = {"put", "upload_part"}
-        self.fails = set[str]()
+        self.paused = asyncio.Event()
+        self.resume = asyncio.Event()
+        self.paused_calls = {"put", "upload_part"}
+        self.failing_calls = set[str]()
 
-    async def _held(self, call: str) -> None:
-        if call in self.holds:
-            self.reached.set()
-            await self.answer.wait()
-        if call in self.fails:
+    async def _pause(self, call: str) -> None:
+        if call in self.paused_calls:
+            self.paused.set()
+            await self.resume.wait()
+        if call in self.failing_calls:
             raise StorageUnavailable
 
     async def put(self, *arguments: Any) -> None:
         await super().put(*arguments)
-        await self._held("put")
+        await self._pause("put")
 
     async def upload_part(self, *arguments: Any) -> str:
         etag = await super().upload_part(*arguments)
-        await self._held("upload_part")
+        await self._pause("upload_part")
         return etag
 
     async def complete_upload(self, *arguments: Any) -> None:
         await super().complete_upload(*arguments)
-        await self._held("complete_upload")
+        await self._pause("complete_upload")
 
     async def delete(self, *arguments: Any) -> None:
-        await self._held("delete")
+        await self._pause("delete")
         await super().delete(*arguments)
 
 
-class Lingering(Held):
-    """Its parts are on their way a second time when S3 has them, on a connection that stalls."""
+class LingeringStorage(PausedStorage):
+    """Keeps a view of the end of each part, like a stalled connection that still sends the part.
+
+    With each view, it keeps a copy of the bytes that the view had at first.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.holds = set()
-        self.unsent: list[tuple[memoryview, bytes]] = []
+        self.paused_calls = set()
+        self.views: list[tuple[memoryview, bytes]] = []
 
     async def upload_part(self, *arguments: Any) -> str:
-        unsent = arguments[-1][-1000:]
-        self.unsent.append((unsent, bytes(unsent)))
+        view = arguments[-1][-1000:]
+        self.views.append((view, bytes(view)))
         return await super().upload_part(*arguments)
 
 
 def run(
     store: Store,
     service: Service,
-    test: Callable[[BundleService, Held], Coroutine[Any, Any, None]],
+    test: Callable[[BundleService, PausedStorage], Coroutine[Any, Any, None]],
     *,
-    storage_class: type[Held] = Held,
+    storage_class: type[PausedStorage] = PausedStorage,
     parts: int = 2,
 ) -> None:
-    """Run a test of a `BundleService` alone, with so many small parts, in the service's bucket."""
+    """Run a test of a `BundleService` with memory for `parts` small parts, in an empty bucket."""
     service.clear()
 
     async def main() -> None:
-        before = asyncio.all_tasks()
+        tasks_before = asyncio.all_tasks()
         async with connect() as client:
             metrics = Metrics()
             calls = S3Calls(service.bucket, metrics)
@@ -100,83 +107,88 @@ def run(
             )
             await test(bundles, storage)
             await bundles.close()
-            assert asyncio.all_tasks() == before
+            assert asyncio.all_tasks() == tasks_before
             assert memory.parts.in_use == memory.slots.in_use == 0
 
     with aws_environment(store):
         asyncio.run(asyncio.wait_for(main(), 20))
 
 
-async def pieces(count: int, storage: Held | None = None) -> AsyncIterator[bytes]:
-    """So many MiB; the last one comes only when S3 has a part that it has not yet answered."""
+async def chunks(count: int, storage: PausedStorage | None = None) -> AsyncIterator[bytes]:
+    """Yield `count` chunks of 1 MiB.
+
+    With a `storage`, the last chunk comes after a part has reached S3 and before its call returns.
+    """
     for number in range(count):
         if storage and number == count - 1:
-            await storage.reached.wait()
-            assert not storage.answer.is_set()
-            storage.answer.set()
+            await storage.paused.wait()
+            assert not storage.resume.is_set()
+            storage.resume.set()
         yield bytes(1 << 20)
 
 
-def test_a_part_is_sent_while_the_next_one_arrives(store: Store, service: Service) -> None:
-    """Were it not, the whole of the second part would wait for the first one's answer, for ever."""
+def test_part_is_sent_while_the_next_part_arrives(store: Store, service: Service) -> None:
+    """If the parts did not overlap, the upload would wait for the first response forever."""
 
-    async def test(bundles: BundleService, storage: Held) -> None:
-        await bundles.upload(pieces(10, storage), UploadClaims())
+    async def test(bundles: BundleService, storage: PausedStorage) -> None:
+        await bundles.upload(chunks(10, storage), UploadClaims())
 
     run(store, service, test)
 
 
-async def cancel_unanswered(deposit: asyncio.Task[Any], storage: Held) -> None:
-    """Cancel it while S3 has not answered; S3 answers afterwards."""
-    deposit.cancel()
+async def cancel_before_response(upload: asyncio.Task[Any], storage: PausedStorage) -> None:
+    """Cancel an upload while S3 has not responded; S3 responds afterwards."""
+    upload.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await deposit
-    storage.answer.set()
+        await upload
+    storage.resume.set()
 
 
 @pytest.mark.parametrize("mebibytes", [1, 6, 20])
-def test_a_cancelled_deposit_leaves_nothing(store: Store, service: Service, mebibytes: int) -> None:
-    """Not even what S3 had done already when the deposit was cancelled, but not yet answered."""
+def test_cancelled_upload_leaves_nothing_in_s3(
+    store: Store, service: Service, mebibytes: int
+) -> None:
+    """Calls that took effect in S3 are undone, even if their response had not arrived yet."""
 
-    async def test(bundles: BundleService, storage: Held) -> None:
-        deposit = asyncio.create_task(bundles.upload(pieces(mebibytes), UploadClaims()))
-        await storage.reached.wait()
-        await cancel_unanswered(deposit, storage)
+    async def test(bundles: BundleService, storage: PausedStorage) -> None:
+        upload = asyncio.create_task(bundles.upload(chunks(mebibytes), UploadClaims()))
+        await storage.paused.wait()
+        await cancel_before_response(upload, storage)
 
     run(store, service, test)
     assert not service.objects()
     assert not service.multipart_uploads()
 
 
-def test_a_deposit_cancelled_in_its_last_call_leaves_nothing(
+def test_upload_cancelled_while_s3_completes_it_leaves_nothing_in_s3(
     store: Store, service: Service
 ) -> None:
-    """When the object is whole already, and only the answer to CompleteMultipartUpload is due."""
+    """The object exists by then. Only the response to CompleteMultipartUpload is missing."""
 
-    async def test(bundles: BundleService, storage: Held) -> None:
-        storage.holds = {"complete_upload"}
-        deposit = asyncio.create_task(bundles.upload(pieces(11), UploadClaims()))
-        await storage.reached.wait()
+    async def test(bundles: BundleService, storage: PausedStorage) -> None:
+        storage.paused_calls = {"complete_upload"}
+        upload = asyncio.create_task(bundles.upload(chunks(11), UploadClaims()))
+        await storage.paused.wait()
         assert service.objects()
-        await cancel_unanswered(deposit, storage)
+        await cancel_before_response(upload, storage)
 
     run(store, service, test)
     assert not service.objects()
 
 
 @pytest.mark.parametrize("mebibytes", [6, 20])
-def test_closing_waits_for_deposits_that_are_being_cancelled(
+def test_close_waits_for_the_cleanup_of_cancelled_uploads(
     store: Store, service: Service, mebibytes: int
 ) -> None:
-    """As at the end of a drained server, which cancels what still runs and closes at once."""
+    """At the end of a graceful shutdown, the server cancels running uploads and closes at once."""
 
-    async def test(bundles: BundleService, storage: Held) -> None:
-        deposit = asyncio.create_task(bundles.upload(pieces(mebibytes), UploadClaims()))
-        await storage.reached.wait()
-        deposit.cancel()
-        storage.answer.set()
+    async def test(bundles: BundleService, storage: PausedStorage) -> None:
+        upload = asyncio.create_task(bundles.upload(chunks(mebibytes), UploadClaims()))
+        await storage.paused.wait()
+        upload.cancel()
+        storage.resume.set()
         await bundles.close()
-        assert deposit.cancelled()
+        assert upload.cancelled()
 
     run(store, service, test)
     assert not service.objects()
@@ -184,25 +196,25 @@ def test_closing_waits_for_deposits_that_are_being_cancelled(
 
 
 @pytest.mark.parametrize("mebibytes", [1, 6])
-def test_what_waits_for_s3_to_come_back_holds_no_memory(
+def test_failed_uploads_hold_no_memory_while_their_cleanup_waits_for_s3(
     store: Store, service: Service, mebibytes: int
 ) -> None:
-    """Four such deposits, one after the other, would not fit into it."""
+    """The memory is too small for four such uploads at once."""
 
-    async def test(bundles: BundleService, storage: Held) -> None:
-        storage.holds = set()
-        storage.fails = {"put", "complete_upload", "delete"}
+    async def test(bundles: BundleService, storage: PausedStorage) -> None:
+        storage.paused_calls = set()
+        storage.failing_calls = {"put", "complete_upload", "delete"}
         for _ in range(4):
             with pytest.raises(StorageUnavailable):
-                await bundles.upload(pieces(mebibytes), UploadClaims())
+                await bundles.upload(chunks(mebibytes), UploadClaims())
         assert len(service.objects()) == 4
-        storage.fails = set()
+        storage.failing_calls = set()
 
     run(store, service, test)
     assert not service.objects()
 
 
-def test_closing_waits_for_s3_to_come_back_but_not_for_ever(
+def test_close_waits_for_the_cleanup_only_for_its_timeout(
     store: Store,
     service: Service,
     monkeypatch: pytest.MonkeyPatch,
@@ -210,11 +222,11 @@ def test_closing_waits_for_s3_to_come_back_but_not_for_ever(
 ) -> None:
     monkeypatch.setattr("service.bundles.background.CLOSE_TIMEOUT", 0.2)
 
-    async def test(bundles: BundleService, storage: Held) -> None:
-        storage.holds = set()
-        storage.fails = {"put", "delete"}
+    async def test(bundles: BundleService, storage: PausedStorage) -> None:
+        storage.paused_calls = set()
+        storage.failing_calls = {"put", "delete"}
         with pytest.raises(StorageUnavailable):
-            await bundles.upload(pieces(1), UploadClaims())
+            await bundles.upload(chunks(1), UploadClaims())
 
     run(store, service, test)
     assert "to the bucket's lifecycle" in caplog.text
@@ -222,59 +234,59 @@ def test_closing_waits_for_s3_to_come_back_but_not_for_ever(
 
 
 @pytest.fixture
-def new_pages(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The sizes of all memory for bundles that is new to the process."""
+def allocated_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of all buffers for bundles that the process newly allocates."""
     sizes = list[int]()
 
-    class Pages(mmap.mmap):
+    class RecordingMmap(mmap.mmap):
         def __new__(cls, fd: int, length: int, **options: Any) -> Self:
             sizes.append(length)
             return super().__new__(cls, fd, length, **options)
 
-    monkeypatch.setattr(mmap, "mmap", Pages)
+    monkeypatch.setattr(mmap, "mmap", RecordingMmap)
     return sizes
 
 
-async def cut(bundle: bytes) -> AsyncIterator[bytes]:
-    for at in range(0, len(bundle), 100_000):
-        yield bundle[at : at + 100_000]
+async def split(bundle: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(bundle), 100_000):
+        yield bundle[start : start + 100_000]
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3])
-@pytest.mark.parametrize("length", [True, False])
-def test_bundles_in_the_same_memory_keep_their_own_bytes(
-    store: Store, service: Service, new_pages: list[int], parts: int, *, length: bool
+@pytest.mark.parametrize("length_known", [True, False], ids=["known length", "unknown length"])
+def test_bundles_in_reused_memory_keep_their_own_bytes(
+    store: Store, service: Service, allocated_sizes: list[int], parts: int, *, length_known: bool
 ) -> None:
-    """Of known length or not, and whether or not there is memory for two parts at once."""
-    bundles = [random_bytes(seed, 3 * PART + 1000) for seed in range(4)]
+    """The memory holds one part, or two or more at once."""
+    contents = [random_bytes(seed, 3 * PART + 1000) for seed in range(4)]
 
-    async def test(served: BundleService, storage: Held) -> None:
-        storage.holds = set()
-        for bundle in bundles:
-            bundle_id, _ = await served.upload(
-                cut(bundle), UploadClaims(), length=len(bundle) if length else None
+    async def test(bundles: BundleService, storage: PausedStorage) -> None:
+        storage.paused_calls = set()
+        for content in contents:
+            bundle_id, _ = await bundles.upload(
+                split(content), UploadClaims(), length=len(content) if length_known else None
             )
-            where = {"Bucket": service.bucket, "Key": f"{service.prefix}{bundle_id}"}
-            stored = await asyncio.to_thread(service.s3.get_object, **where)
-            assert stored["Body"].read() == bundle
+            location = {"Bucket": service.bucket, "Key": f"{service.prefix}{bundle_id}"}
+            stored = await asyncio.to_thread(service.s3.get_object, **location)
+            assert stored["Body"].read() == content
 
     run(store, service, test, parts=parts)
-    assert sorted(new_pages) == [SLOT_SIZE] * (not length) + [PART] * min(parts, 2)
+    assert sorted(allocated_sizes) == [SLOT_SIZE] * (not length_known) + [PART] * min(parts, 2)
 
 
-def test_a_part_that_is_still_being_sent_is_not_written_over(
-    store: Store, service: Service, new_pages: list[int]
+def test_part_that_is_still_being_sent_is_not_overwritten(
+    store: Store, service: Service, allocated_sizes: list[int]
 ) -> None:
-    """Its second sending, whose answer nobody waits for, must not make a part of other bytes."""
+    """S3 may still receive a part a second time. The second copy must hold the same bytes."""
     bundle = random_bytes(5, 4 * PART)
 
-    async def test(served: BundleService, storage: Held) -> None:
-        assert isinstance(storage, Lingering)
-        await served.upload(cut(bundle), UploadClaims(), length=len(bundle))
-        assert [sent for _, sent in storage.unsent] == [
+    async def test(bundles: BundleService, storage: PausedStorage) -> None:
+        assert isinstance(storage, LingeringStorage)
+        await bundles.upload(split(bundle), UploadClaims(), length=len(bundle))
+        assert [sent for _, sent in storage.views] == [
             bundle[end - 1000 : end] for end in range(PART, len(bundle) + 1, PART)
         ]
-        assert all(bytes(unsent) == sent for unsent, sent in storage.unsent)
+        assert all(bytes(view) == sent for view, sent in storage.views)
 
-    run(store, service, test, storage_class=Lingering)
-    assert new_pages == [PART] * 4
+    run(store, service, test, storage_class=LingeringStorage)
+    assert allocated_sizes == [PART] * 4

@@ -1,4 +1,4 @@
-"""Leftovers are removed when S3 is back: sparing while it is not, swift when it is."""
+"""The cleanup queue: slow while S3 fails, fast afterwards, and limited in size."""
 
 import asyncio
 import time
@@ -12,105 +12,107 @@ from service.bundles.background import MAX_CONCURRENT_CLEANUPS, CleanupQueue
 from service.errors import StorageUnavailable
 
 
-class Shop:
-    """Removes what it is asked to while it is open."""
+class FakeStore:
+    """A store with numbered uploads. It removes an upload if it `is_available` for it."""
 
-    def __init__(self, goods: int) -> None:
-        self.goods = set(range(goods))
-        self.is_open: Callable[[int], bool] = lambda _: False
-        self.answered = asyncio.Queue[int]()
-        self.sold = asyncio.Queue[int]()
-        self.running = self.most = 0
+    def __init__(self, count: int) -> None:
+        self.uploads = set(range(count))
+        self.is_available: Callable[[int], bool] = lambda _: False
+        self.attempts = asyncio.Queue[int]()
+        self.removals = asyncio.Queue[int]()
+        self.running = self.max_running = 0
 
-    async def remove(self, good: int) -> None:
+    async def remove(self, upload: int) -> None:
         self.running += 1
-        self.most = max(self.most, self.running)
+        self.max_running = max(self.max_running, self.running)
         await asyncio.sleep(0.001)
         self.running -= 1
-        self.answered.put_nowait(good)
-        if not self.is_open(good):
+        self.attempts.put_nowait(upload)
+        if not self.is_available(upload):
             raise StorageUnavailable
-        self.goods.discard(good)
-        self.sold.put_nowait(good)
+        self.uploads.discard(upload)
+        self.removals.put_nowait(upload)
 
 
-async def begin(shop: Shop, left: CleanupQueue) -> list[asyncio.Task[None]]:
-    """Ask for everything once, all at the same time."""
-    asked = [asyncio.create_task(left.run(partial(shop.remove, good))) for good in shop.goods]
-    for _ in asked:
-        await asyncio.wait_for(shop.answered.get(), 5)
-    shop.most = 0
-    return asked
+async def start_cleanups(store: FakeStore, queue: CleanupQueue) -> list[asyncio.Task[None]]:
+    """Start a cleanup of every upload at the same time, and wait for their first attempts."""
+    cleanups = [
+        asyncio.create_task(queue.run(partial(store.remove, upload))) for upload in store.uploads
+    ]
+    for _ in cleanups:
+        await asyncio.wait_for(store.attempts.get(), 5)
+    store.max_running = 0
+    return cleanups
 
 
 @pytest.fixture(autouse=True)
-def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "MIN_BACKOFF", 0.02)
     monkeypatch.setattr(background, "MAX_BACKOFF", 0.05)
 
 
-def test_one_at_a_time_while_s3_fails_and_many_when_it_is_back(
+def test_cleanups_run_one_at_a_time_while_s3_fails_and_concurrently_afterwards(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def test() -> None:
-        shop, left = Shop(1000), CleanupQueue()
-        asked = await begin(shop, left)
-        while not shop.answered.empty():
-            shop.answered.get_nowait()
-        began = time.monotonic()
+        store, queue = FakeStore(1000), CleanupQueue()
+        cleanups = await start_cleanups(store, queue)
+        while not store.attempts.empty():
+            store.attempts.get_nowait()
+        started = time.monotonic()
         for _ in range(6):
-            await asyncio.wait_for(shop.answered.get(), 5)
-        assert time.monotonic() - began >= 4 * background.MAX_BACKOFF
-        assert shop.most == 1
-        assert sum(not task.done() for task in asked) == 1
-        shop.is_open = lambda _: True
-        await asyncio.wait_for(asyncio.gather(*asked), 5)
-        assert not shop.goods
-        assert shop.most == MAX_CONCURRENT_CLEANUPS
+            await asyncio.wait_for(store.attempts.get(), 5)
+        assert time.monotonic() - started >= 4 * background.MAX_BACKOFF
+        assert store.max_running == 1
+        assert sum(not cleanup.done() for cleanup in cleanups) == 1
+        store.is_available = lambda _: True
+        await asyncio.wait_for(asyncio.gather(*cleanups), 5)
+        assert not store.uploads
+        assert store.max_running == MAX_CONCURRENT_CLEANUPS
 
     asyncio.run(test())
     assert caplog.text.count("WARNING") == 1
 
 
-def test_what_fails_for_ever_does_not_stand_in_the_way() -> None:
+def test_cleanup_that_keeps_failing_does_not_block_the_others() -> None:
     async def test() -> None:
-        shop, left = Shop(30), CleanupQueue()
-        asked = await begin(shop, left)
-        shop.is_open = lambda good: good % 2 == 1
+        store, queue = FakeStore(30), CleanupQueue()
+        cleanups = await start_cleanups(store, queue)
+        store.is_available = lambda upload: upload % 2 == 1
         for _ in range(15):
-            await asyncio.wait_for(shop.sold.get(), 5)
-        shop.is_open = lambda _: True
-        await asyncio.wait_for(asyncio.gather(*asked), 5)
-        assert not shop.goods
+            await asyncio.wait_for(store.removals.get(), 5)
+        store.is_available = lambda _: True
+        await asyncio.wait_for(asyncio.gather(*cleanups), 5)
+        assert not store.uploads
 
     asyncio.run(test())
 
 
-def test_what_comes_later_finds_somebody_at_work_or_goes_to_work_itself() -> None:
+def test_queue_starts_again_after_it_was_empty() -> None:
     async def test() -> None:
-        shop, left = Shop(3), CleanupQueue()
-        for good in range(3):
-            shop.is_open = lambda _: False
-            asked = asyncio.create_task(left.run(partial(shop.remove, good)))
+        store, queue = FakeStore(3), CleanupQueue()
+        for upload in range(3):
+            store.is_available = lambda _: False
+            cleanup = asyncio.create_task(queue.run(partial(store.remove, upload)))
             await asyncio.sleep(0.03)
-            shop.is_open = lambda _: True
-            await asyncio.wait_for(asked, 5)
-        assert not shop.goods
+            store.is_available = lambda _: True
+            await asyncio.wait_for(cleanup, 5)
+        assert not store.uploads
 
     asyncio.run(test())
 
 
-def test_no_more_are_remembered_than_there_is_room_for(
+def test_cleanups_that_do_not_fit_in_the_queue_are_left_to_the_lifecycle(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(background, "MAX_QUEUED_CLEANUPS", 2)
 
     async def test() -> None:
-        shop, left = Shop(5), CleanupQueue()
-        asked = await begin(shop, left)
-        shop.is_open = lambda _: True
-        await asyncio.wait_for(asyncio.gather(*asked), 5)
-        assert len(shop.goods) == 3
+        store, queue = FakeStore(5), CleanupQueue()
+        cleanups = await start_cleanups(store, queue)
+        store.is_available = lambda _: True
+        await asyncio.wait_for(asyncio.gather(*cleanups), 5)
+        assert len(store.uploads) == 3
 
     asyncio.run(test())
     assert caplog.text.count("to the bucket's lifecycle") == 3

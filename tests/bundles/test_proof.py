@@ -1,4 +1,4 @@
-"""The pure part of the proof."""
+"""HMACs, receipts and digest headers, without a server."""
 
 import base64
 import hashlib
@@ -26,17 +26,17 @@ KEY, DATA = b"Jefe", b"what do ya want for nothing?"
 HMAC = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
 
 
-def test_verification_is_hmac_sha256_however_the_bundle_is_cut() -> None:
-    for cut in range(len(DATA) + 1):
-        verification = HmacVerifier(KEY)
-        verification.update(DATA[:cut])
-        verification.update(memoryview(DATA)[cut:])
-        assert verification.matches(HMAC)
-        assert not verification.matches(HMAC[:-1] + "4")
+def test_hmac_is_the_same_however_the_bundle_is_split() -> None:
+    for length in range(len(DATA) + 1):
+        verifier = HmacVerifier(KEY)
+        verifier.update(DATA[:length])
+        verifier.update(memoryview(DATA)[length:])
+        assert verifier.matches(HMAC)
+        assert not verifier.matches(HMAC[:-1] + "4")
 
 
 @pytest.mark.parametrize("value", [HMAC, HMAC.upper(), HMAC[:32] + HMAC[32:].upper()])
-def test_parse_hmac(value: str) -> None:
+def test_valid_hmac_header_is_parsed_to_lower_case(value: str) -> None:
     assert parse_hmac(value.encode()) == HMAC
 
 
@@ -53,21 +53,21 @@ def test_parse_hmac(value: str) -> None:
         "é" * 32,
     ],
 )
-def test_parse_hmac_refuses(value: str) -> None:
+def test_malformed_hmac_header_is_refused(value: str) -> None:
     with pytest.raises(MalformedHeader):
         parse_hmac(value.encode())
 
 
-def test_same() -> None:
+def test_equal_digests_compares_digests() -> None:
     assert equal_digests(HMAC, HMAC)
     assert not equal_digests(HMAC, "0" * 64)
 
 
-def test_a_proof_does_not_show_its_key() -> None:
+def test_proof_does_not_show_its_key() -> None:
     assert "secret" not in repr(Proof(HMAC, b"secret"))
 
 
-def test_a_receipt_is_what_the_design_says() -> None:
+def test_receipt_is_an_hmac_of_the_bundle_id_and_the_hmac() -> None:
     bundle_id = UUID("6f1bd34b-7e51-4ffb-89a1-b14364af956c")
     message = f"xmtp-history-receipt-v1\0{bundle_id}\0{HMAC}".encode()
     expected = hmac.new(KEY, message, "sha256").hexdigest()
@@ -77,29 +77,29 @@ def test_a_receipt_is_what_the_design_says() -> None:
     assert compute_receipt(Proof(HMAC, KEY), UUID(int=1)) != expected
 
 
-DIGEST = hashlib.sha256(DATA)
-FIELD = f"sha-256=:{base64.b64encode(DIGEST.digest()).decode()}:"
-OTHER = f"sha-256=:{base64.b64encode(bytes(32)).decode()}:"
+SHA256 = hashlib.sha256(DATA)
+DIGEST_HEADER = f"sha-256=:{base64.b64encode(SHA256.digest()).decode()}:"
+OTHER_DIGEST_HEADER = f"sha-256=:{base64.b64encode(bytes(32)).decode()}:"
 
 
 @pytest.mark.parametrize(
     "value",
     [
-        FIELD,
-        FIELD.replace("=:", ":").replace(":", "=:", 1),
-        f"sha-512=:AAAA:, {FIELD}",
-        f"{FIELD},sha-512=:AAAA:",
-        f"{FIELD} ,\t md5=:AA==:",
-        f"{FIELD};parameter=1",
-        f"{OTHER}, {FIELD}",
+        DIGEST_HEADER,
+        DIGEST_HEADER.replace("=:", ":").replace(":", "=:", 1),
+        f"sha-512=:AAAA:, {DIGEST_HEADER}",
+        f"{DIGEST_HEADER},sha-512=:AAAA:",
+        f"{DIGEST_HEADER} ,\t md5=:AA==:",
+        f"{DIGEST_HEADER};parameter=1",
+        f"{OTHER_DIGEST_HEADER}, {DIGEST_HEADER}",
     ],
 )
-def test_parse_digests(value: str) -> None:
-    assert parse_digests("Repr-Digest", value.encode()) == DIGEST.hexdigest()
+def test_sha256_is_read_from_a_digest_header(value: str) -> None:
+    assert parse_digests("Repr-Digest", value.encode()) == SHA256.hexdigest()
 
 
 @pytest.mark.parametrize("value", ["sha-512=:AAAA:", "unixsum=:AA==:", "xsha-256=:AAAA:"])
-def test_unknown_algorithms_are_ignored(value: str) -> None:
+def test_unknown_digest_algorithms_are_ignored(value: str) -> None:
     assert parse_digests("Repr-Digest", value.encode()) is None
 
 
@@ -109,34 +109,34 @@ def test_unknown_algorithms_are_ignored(value: str) -> None:
         "",
         "sha-256",
         "sha-256=",
-        f"sha-256={DIGEST.hexdigest()}",
+        f"sha-256={SHA256.hexdigest()}",
         f"SHA-256=:{'A' * 43}=:",
         "sha-256=:AAAA:",
         "sha-256=::",
         f"sha-256=:{'A' * 42}:",
         f"sha-256=:{'A' * 44}:",
         f"sha-256=:{'A' * 42}_=:",
-        f"{FIELD},",
-        f",{FIELD}",
-        f"{FIELD} {FIELD}",
-        f"{FIELD}; a, b",
+        f"{DIGEST_HEADER},",
+        f",{DIGEST_HEADER}",
+        f"{DIGEST_HEADER} {DIGEST_HEADER}",
+        f"{DIGEST_HEADER}; a, b",
         "sha-256=1",
         "sha-256=:é:",
     ],
 )
-def test_bad_digests(value: str) -> None:
+def test_malformed_digest_header_is_refused(value: str) -> None:
     with pytest.raises(MalformedHeader):
         parse_digests("Content-Digest", value.encode())
 
 
-def test_a_long_digest_header_takes_no_longer_than_its_length() -> None:
-    """To a pattern that can part its white space in two ways, each `;` more is twice the work."""
+def test_parsing_time_of_a_digest_header_grows_linearly() -> None:
+    """With a pattern that can match white space in two ways, each `;` would double the time."""
     with pytest.raises(MalformedHeader):
         parse_digests("Repr-Digest", b"a=::; ," * 8000 + b"!")
 
 
 @fuzz(st.binary(max_size=70) | st.text(string.hexdigits, min_size=63, max_size=65).map(str.encode))
-def test_any_hmac_header_is_read_or_refused(value: bytes) -> None:
+def test_any_hmac_header_is_parsed_or_refused(value: bytes) -> None:
     if len(value) == 64 and set(value) <= set(string.hexdigits.encode()):
         assert parse_hmac(value) == value.decode().lower()
     else:
@@ -145,7 +145,7 @@ def test_any_hmac_header_is_read_or_refused(value: bytes) -> None:
 
 
 @fuzz(st.binary(max_size=60) | st.text("sha-256=:;,A \t", max_size=60).map(str.encode))
-def test_any_digest_header_is_read_or_refused(value: bytes) -> None:
+def test_any_digest_header_is_parsed_or_refused(value: bytes) -> None:
     try:
         digest = parse_digests("Repr-Digest", value)
     except MalformedHeader:
@@ -160,27 +160,27 @@ MEMBERS = st.tuples(
     st.sampled_from(["", ";a", ";a=1", "  ; *b=?0;c", ';d="; sha-256=:AA==:"']),
     st.sampled_from([",", ", ", "\t,", " , \t"]),
 )
-"""Dictionary members as RFC 9651 has them: key, bytes, padding, parameters, and what comes next."""
+"""Members of a dictionary (RFC 9651): key, bytes, Base64 padding, parameters and separator."""
 
 
 @fuzz(st.lists(MEMBERS, min_size=1, max_size=4))
-def test_a_digest_header_is_what_rfc_9651_says(
+def test_digest_header_is_parsed_as_a_dictionary_of_rfc_9651(
     members: list[tuple[str, bytes, str, str, str]],
 ) -> None:
     value = ""
-    for key, content, padding, parameters, comma in members:
+    for key, content, padding, parameters, separator in members:
         encoded = base64.b64encode(content).decode().rstrip("=") + padding
-        value += f"{key}=:{encoded}:{parameters}{comma}"
+        value += f"{key}=:{encoded}:{parameters}{separator}"
     value = value.rstrip(", \t")
     digests = {key: content.hex() for key, content, *_ in members}
     assert parse_digests("Repr-Digest", value.encode()) == digests.get("sha-256")
 
 
-def test_digest_field() -> None:
-    assert format_digest(DIGEST.hexdigest()) == FIELD
+def test_digest_is_formatted_as_a_header() -> None:
+    assert format_digest(SHA256.hexdigest()) == DIGEST_HEADER
 
 
-def test_digest_headers_have_at_most_256_members() -> None:
+def test_digest_header_has_at_most_256_members() -> None:
     assert parse_digests("Repr-Digest", b",".join([b"a=::"] * 256)) is None
     with pytest.raises(MalformedHeader, match="at most 256"):
         parse_digests("Repr-Digest", b",".join([b"a=::"] * 257))

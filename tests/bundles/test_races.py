@@ -1,4 +1,4 @@
-"""A DELETE races the receipt that a first download writes: what is deleted stays so."""
+"""A DELETE at the same time as the first download, which writes a receipt."""
 
 import asyncio
 import random
@@ -13,69 +13,69 @@ from tests.support.clients.signing import sign
 from tests.support.services.thread import Serve, Service
 
 KEY = "the key that signs in a race"
-AT_ONCE = 4
+CONCURRENCY = 4
 
 
 @pytest.mark.every_store
 @pytest.mark.parametrize(
     "races", [10, pytest.param(300, marks=pytest.mark.soak)], ids=["few", "many"]
 )
-def test_what_is_deleted_is_never_served_again(serve: Serve, races: int) -> None:
-    """On Ceph, a tag that is being written while an object is deleted can bring it back."""
+def test_deleted_bundle_is_never_served_again(serve: Serve, races: int) -> None:
+    """On Ceph, writing a tag while an object is being deleted can restore the object."""
     seed = random_transfers.seed(soak=races > 100)
     service = serve()
-    outcomes = asyncio.run(asyncio.wait_for(run(service, races, random.Random(seed)), 280))
+    outcomes = asyncio.run(asyncio.wait_for(run_races(service, races, random.Random(seed)), 280))
     print(dict(outcomes))
     assert outcomes["deleted"] == races
-    assert outcomes["at once: 404"] == races
-    assert outcomes["in the end: 404"] == races
-    assert outcomes["receipts"] or races < 100  # The delete may win a few of them all.
+    assert outcomes["after the delete: 404"] == races
+    assert outcomes["at the end: 404"] == races
+    assert outcomes["receipts"] or races < 100  # In a few races, the delete may always be first.
     assert service.objects() == []
 
 
-async def run(service: Service, races: int, rng: random.Random) -> Counter[str]:
-    """So many races, some at once; what came of the downloads, the deletes, and a look at each."""
+async def run_races(service: Service, races: int, rng: random.Random) -> Counter[str]:
+    """Run the races, `CONCURRENCY` at a time; count what the clients saw and the calls to S3."""
     outcomes: Counter[str] = Counter()
-    bundles: dict[str, dict[str, str]] = {}
-    turns = iter(range(races))
+    proofs: dict[str, dict[str, str]] = {}
+    remaining = iter(range(races))
 
-    async def one_after_another(http: httpx.AsyncClient) -> None:
-        for _ in turns:
+    async def worker(http: httpx.AsyncClient) -> None:
+        for _ in remaining:
             bundle = rng.randbytes(1000)
             proof = sign(KEY, bundle)
             headers = {"X-HMAC": proof["X-HMAC"]}
             path = "/files/" + (await http.post("/upload", content=bundle, headers=headers)).text
-            bundles[path] = proof
+            proofs[path] = proof
             outcomes.update(await race(http, path, proof, rng.uniform(0, 0.004)))
 
     async with service.many() as http:
         async with asyncio.TaskGroup() as group:
-            for _ in range(AT_ONCE):
-                group.create_task(one_after_another(http))
-        for path, proof in bundles.items():
-            answer = await http.get(path, headers=proof)
-            outcomes[f"in the end: {answer.status_code}"] += 1
-        outcomes.update(calls((await http.get("/metrics")).text))
+            for _ in range(CONCURRENCY):
+                group.create_task(worker(http))
+        for path, proof in proofs.items():
+            response = await http.get(path, headers=proof)
+            outcomes[f"at the end: {response.status_code}"] += 1
+        outcomes.update(count_calls((await http.get("/metrics")).text))
     return outcomes
 
 
-def calls(metrics: str) -> dict[str, int]:
-    """How many receipts were written, and deletes sent: more than there were races, if repeated."""
-    name = r'history_s3_request_seconds_count{operation="(\w+)",outcome="ok"} (\d+)'
-    found = {operation: int(float(count)) for operation, count in re.findall(name, metrics)}
-    return {"receipts": found.get("PutObjectTagging", 0), "deletes": found["DeleteObject"]}
+def count_calls(metrics: str) -> dict[str, int]:
+    """Count the receipts and the deletes. Repeated deletes are counted every time."""
+    pattern = r'history_s3_request_seconds_count{operation="(\w+)",outcome="ok"} (\d+)'
+    counts = {operation: int(float(count)) for operation, count in re.findall(pattern, metrics)}
+    return {"receipts": counts.get("PutObjectTagging", 0), "deletes": counts["DeleteObject"]}
 
 
 async def race(
-    http: httpx.AsyncClient, path: str, proof: dict[str, str], start: float
+    http: httpx.AsyncClient, path: str, proof: dict[str, str], delay: float
 ) -> list[str]:
-    """A download, and a DELETE that starts so many seconds later."""
+    """Download a bundle, and delete it `delay` seconds after the download started."""
 
     async def delete() -> str:
-        await asyncio.sleep(start)
-        deleted = await http.delete(path, headers=proof)
-        assert deleted.status_code == 204, deleted.text
-        return f"at once: {(await http.get(path, headers=proof)).status_code}"
+        await asyncio.sleep(delay)
+        response = await http.delete(path, headers=proof)
+        assert response.status_code == 204, response.text
+        return f"after the delete: {(await http.get(path, headers=proof)).status_code}"
 
-    got, looked = await asyncio.gather(http.get(path, headers=proof), delete())
-    return [f"download {got.status_code}", "deleted", looked]
+    download, after_delete = await asyncio.gather(http.get(path, headers=proof), delete())
+    return [f"download {download.status_code}", "deleted", after_delete]

@@ -1,4 +1,4 @@
-"""Ranges and conditions of RFC 9110, as tables."""
+"""Byte ranges and conditional requests of RFC 9110, without a server."""
 
 from email.utils import formatdate
 
@@ -23,7 +23,7 @@ RANGES: list[tuple[str, range | None]] = [
     ("bytes=-1", range(99, 100)),
     ("bytes=-1000", range(100)),
     ("BYTES = 5-6 ", range(5, 7)),
-    # More than one, or none that is understood: the whole.
+    # Several ranges, or a malformed one: the whole bundle.
     ("bytes=0-1,5-6", WHOLE),
     ("bytes=0-1,", WHOLE),
     ("bytes=-", WHOLE),
@@ -39,15 +39,15 @@ RANGES: list[tuple[str, range | None]] = [
 
 
 @pytest.mark.parametrize(("header", "expected"), RANGES)
-def test_ranges(header: str, expected: range | None) -> None:
+def test_range_header_selects_bytes(header: str, expected: range | None) -> None:
     assert RangeRequest(header).select(STAT) == expected
 
 
 @pytest.mark.parametrize("header", ["bytes=100-", "bytes=100-200", "bytes=-0", "bytes=999-"])
-def test_not_satisfiable(header: str) -> None:
-    with pytest.raises(RangeNotSatisfiable) as caught:
+def test_range_that_selects_no_bytes_is_not_satisfiable(header: str) -> None:
+    with pytest.raises(RangeNotSatisfiable) as error:
         RangeRequest(header).select(STAT)
-    assert caught.value.size == 100
+    assert error.value.size == 100
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_not_satisfiable(header: str) -> None:
         ("", False),
     ],
 )
-def test_if_range(if_range: str, *, holds: bool) -> None:
+def test_if_range_decides_whether_the_range_applies(if_range: str, *, holds: bool) -> None:
     assert RangeRequest("bytes=1-2", if_range=if_range).select(STAT) == (
         range(1, 3) if holds else WHOLE
     )
@@ -85,16 +85,16 @@ def test_if_range(if_range: str, *, holds: bool) -> None:
         ("", False),
     ],
 )
-def test_if_match(if_match: str, *, holds: bool) -> None:
-    wanted = RangeRequest("bytes=1-2", if_match)
+def test_if_match_decides_whether_the_request_succeeds(if_match: str, *, holds: bool) -> None:
+    request = RangeRequest("bytes=1-2", if_match)
     if holds:
-        assert wanted.select(STAT) == range(1, 3)
+        assert request.select(STAT) == range(1, 3)
     else:
         with pytest.raises(PreconditionFailed):
-            wanted.select(STAT)
+            request.select(STAT)
 
 
-def test_what_asks_for_no_look_at_the_object_first() -> None:
+def test_request_without_range_or_if_match_is_unconditional() -> None:
     assert RangeRequest().unconditional
     assert RangeRequest(if_range=DATE).unconditional
     assert not RangeRequest("bytes=0-").unconditional
@@ -103,17 +103,19 @@ def test_what_asks_for_no_look_at_the_object_first() -> None:
 
 POSITIONS = st.integers(0, 12) | st.integers(0, 10**40)
 SPECS = st.tuples(POSITIONS, POSITIONS | st.none()) | st.tuples(st.none(), POSITIONS)
-"""First and last position of an int-range, which may lack the last, or a suffix-range's length."""
+"""The first and last position of an int-range (the last may be absent), or a suffix length."""
 
 
-def selected(first: int | None, last: int | None, size: int) -> list[int] | None:
-    """The positions that RFC 9110, section 14.1.2 means, picked one by one; `None` if invalid."""
+def selected_positions(first: int | None, last: int | None, size: int) -> list[int] | None:
+    """Select positions one by one, as RFC 9110, section 14.1.2, says. `None` if invalid."""
     positions = list(range(size))
     if first is None:
         return [position for position in positions if position >= size - (last or 0)]
     if last is None:
         return [position for position in positions if position >= first]
-    return None if last < first else [at for at in positions if first <= at <= last]
+    return (
+        None if last < first else [position for position in positions if first <= position <= last]
+    )
 
 
 @fuzz(
@@ -123,20 +125,22 @@ def selected(first: int | None, last: int | None, size: int) -> list[int] | None
     st.sampled_from([",", ", ", " ,\t"]),
     examples=100,
 )
-def test_a_range_is_what_rfc_9110_says(
-    size: int, specs: list[tuple[int | None, int | None]], unit: str, comma: str
+def test_range_header_is_parsed_as_in_rfc_9110(
+    size: int, specs: list[tuple[int | None, int | None]], unit: str, separator: str
 ) -> None:
-    header = comma.join("-".join("" if at is None else str(at) for at in spec) for spec in specs)
+    header = separator.join(
+        "-".join("" if position is None else str(position) for position in spec) for spec in specs
+    )
     try:
         part = RangeRequest(f"{unit}={header}").select(ObjectStat(size, '"etag"', 0))
     except RangeNotSatisfiable:
         part = range(0)
-    expected = selected(*specs[0], size) if len(specs) == 1 else WHOLE
+    expected = selected_positions(*specs[0], size) if len(specs) == 1 else WHOLE
     assert (None if part is None else list(part)) == expected
 
 
 @fuzz(st.text(max_size=40) | st.text("bytes=-0123, \t", max_size=20).map("bytes={}".format))
-def test_any_header_gives_a_part_or_the_whole_or_an_error(header: str) -> None:
+def test_any_range_header_selects_a_part_or_the_whole_or_is_refused(header: str) -> None:
     try:
         part = RangeRequest(header, None, None).select(STAT)
     except RangeNotSatisfiable:
@@ -157,9 +161,9 @@ TAGS = st.lists(
 
 
 @fuzz(TAGS)
-def test_if_match_is_what_rfc_9110_says(tags: list[tuple[str, str, str]]) -> None:
-    """A list of entity tags (section 8.8.3), of which empty elements are no part."""
-    header = "".join(f'{weak}"{opaque}"{comma}' for weak, opaque, comma in tags)
+def test_if_match_is_parsed_as_in_rfc_9110(tags: list[tuple[str, str, str]]) -> None:
+    """The header is a list of entity tags (section 8.8.3). Empty elements are ignored."""
+    header = "".join(f'{weak}"{opaque}"{separator}' for weak, opaque, separator in tags)
     for etag in {opaque for _, opaque, _ in tags} | {"etag"}:
         holds = ("", etag) in {(weak, opaque) for weak, opaque, _ in tags}
         try:
@@ -171,7 +175,7 @@ def test_if_match_is_what_rfc_9110_says(tags: list[tuple[str, str, str]]) -> Non
 
 
 @fuzz(st.text(max_size=40), st.floats(0, 4e9))
-def test_any_condition_holds_or_not(header: str, modified_at: float) -> None:
+def test_arbitrary_text_never_satisfies_a_condition(header: str, modified_at: float) -> None:
     stat = ObjectStat(100, '"etag"', modified_at)
     assert RangeRequest("bytes=0-0", if_range=header).select(stat) is WHOLE
     date = formatdate(modified_at, usegmt=True)

@@ -1,4 +1,4 @@
-"""A record and its tags, both ways; expiry_time and the lifecycle that must never come first."""
+"""Bundle records, their object tags, and when a bundle expires."""
 
 import pytest
 from hypothesis import given
@@ -22,7 +22,9 @@ RECORDS = [
 
 
 @pytest.mark.parametrize(("record", "tags"), RECORDS)
-def test_both_ways(record: BundleRecord, tags: dict[str, str]) -> None:
+def test_record_is_written_to_tags_and_read_from_them(
+    record: BundleRecord, tags: dict[str, str]
+) -> None:
     assert record.to_tags() == tags
     assert BundleRecord.from_tags(tags) == record
     assert BundleRecord.from_tags({**tags, "cost-centre": "42"}) == record
@@ -48,41 +50,42 @@ def test_both_ways(record: BundleRecord, tags: dict[str, str]) -> None:
         {"receipt": C.upper()},
     ],
 )
-def test_damaged_tags_are_no_bundle(damage: dict[str, str | None]) -> None:
-    tags = {**RECORDS[2][1], **damage}
-    assert BundleRecord.from_tags({k: v for k, v in tags.items() if v is not None}) is None
+def test_object_with_damaged_tags_is_not_a_bundle(damage: dict[str, str | None]) -> None:
+    damaged = {**RECORDS[2][1], **damage}
+    tags = {name: value for name, value in damaged.items() if value is not None}
+    assert BundleRecord.from_tags(tags) is None
 
 
-def test_a_record_is_checked_when_made() -> None:
+def test_record_with_a_malformed_digest_is_refused() -> None:
     with pytest.raises(ValueError, match="hex"):
         BundleRecord(A, 0, "B" * 64)
 
 
 @pytest.mark.parametrize(("now", "expired"), [(99.999, False), (100, True), (100.001, True)])
-def test_refused_from_the_very_second(now: float, expired: bool) -> None:  # noqa: FBT001
+def test_bundle_is_expired_from_its_expiry_second_on(now: float, expired: bool) -> None:  # noqa: FBT001
     assert BundleRecord(A, 100).is_expired(now) is expired
 
 
 @pytest.mark.parametrize(
     ("retention", "days"), [(1, 1), (DAY - 1, 1), (DAY, 2), (7 * DAY, 8), (7 * DAY + 1, 8)]
 )
-def test_lifecycle_days(retention: int, days: int) -> None:
+def test_lifecycle_keeps_bundles_longer_than_the_retention(retention: int, days: int) -> None:
     assert lifecycle_days(retention) == days
 
 
 @given(
     started=st.floats(0, 4e9),
-    took=st.floats(0, 30 * DAY),
+    duration=st.floats(0, 30 * DAY),
     retention=st.integers(1, 3650 * DAY),
     data=st.data(),
 )
-def test_the_lifecycle_never_comes_first(
-    started: float, took: float, retention: int, data: st.DataObject
+def test_bundle_expires_before_the_lifecycle_removes_it(
+    started: float, duration: float, retention: int, data: st.DataObject
 ) -> None:
-    life = data.draw(st.integers(1, retention))
-    now = started + took
-    ends = expiry_time(started=started, now=now, ttl=life, retention=retention)
-    removed_at_the_earliest = started + lifecycle_days(retention) * DAY
-    assert ends <= removed_at_the_earliest
-    assert ends - 1 < now + life
-    assert ends >= min(now + life, int(removed_at_the_earliest))
+    ttl = data.draw(st.integers(1, retention))
+    now = started + duration
+    expires_at = expiry_time(started=started, now=now, ttl=ttl, retention=retention)
+    earliest_removal = started + lifecycle_days(retention) * DAY
+    assert expires_at <= earliest_removal
+    assert expires_at - 1 < now + ttl
+    assert expires_at >= min(now + ttl, int(earliest_removal))
