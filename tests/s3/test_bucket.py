@@ -1,4 +1,4 @@
-"""`init-bucket`'s work on every store: repeatable, and what is not its own is left alone."""
+"""The `init-bucket` command: safe to repeat, and keeps what others configured."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,8 +18,8 @@ from tests.support.services.thread import make_bucket, running_service
 from tests.support.stores import Store
 from tests.support.stores.selection import GROUPS
 
-OTHERS = {
-    "ID": "somebody else's",
+OTHER_RULE = {
+    "ID": "another rule",
     "Status": "Enabled",
     "Filter": {"Prefix": "logs/"},
     "Expiration": {"Days": 3},
@@ -27,7 +27,7 @@ OTHERS = {
 
 
 @pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "MAX_BACKOFF", 0.1)
 
 
@@ -37,14 +37,14 @@ def config() -> Settings:
 
 
 def rules(s3: Any, config: Settings) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = s3.get_bucket_lifecycle_configuration(Bucket=config.bucket)[
+    lifecycle: list[dict[str, Any]] = s3.get_bucket_lifecycle_configuration(Bucket=config.bucket)[
         "Rules"
     ]
-    return [{name: rule[name] for name in rule if name != "Prefix"} for rule in found]
+    return [{name: rule[name] for name in rule if name != "Prefix"} for rule in lifecycle]
 
 
 @pytest.mark.every_store
-def test_a_bucket_is_made_and_the_second_time_left_as_it_is(
+def test_bucket_is_created_once_and_then_left_unchanged(
     store: Store, s3: Any, config: Settings
 ) -> None:
     first = make_bucket(store, config)
@@ -68,61 +68,67 @@ def test_a_bucket_is_made_and_the_second_time_left_as_it_is(
 
 
 @pytest.mark.every_store
-def test_the_rules_of_others_stay(store: Store, s3: Any, config: Settings) -> None:
+def test_lifecycle_rules_of_others_are_kept(store: Store, s3: Any, config: Settings) -> None:
     s3.create_bucket(Bucket=config.bucket)
     s3.put_bucket_lifecycle_configuration(
-        Bucket=config.bucket, LifecycleConfiguration={"Rules": [OTHERS]}
+        Bucket=config.bucket, LifecycleConfiguration={"Rules": [OTHER_RULE]}
     )
     for retention, days in ((30 * 86_400, 31), (5400, 1)):
         lines = make_bucket(store, Settings(bucket=config.bucket, retention=retention))
         ids = {rule["ID"]: rule["Expiration"]["Days"] for rule in rules(s3, config)}
-        assert ids == {OTHERS["ID"]: 3, "message-history-server bundles/": days}
+        assert ids == {OTHER_RULE["ID"]: 3, "message-history-server bundles/": days}
     assert lines[1].startswith(
         "lifecycle: shortened from 31 days; bundles with a later expiry are removed early"
     )
 
 
-def test_in_the_region_that_is_set(store: Store, s3: Any, config: Settings) -> None:
-    elsewhere = replace(store, region="eu-west-3")
-    assert make_bucket(elsewhere, config)[0].endswith("created")
+def test_bucket_is_created_in_the_configured_region(
+    store: Store, s3: Any, config: Settings
+) -> None:
+    other_region = replace(store, region="eu-west-3")
+    assert make_bucket(other_region, config)[0].endswith("created")
     location = s3.get_bucket_location(Bucket=config.bucket)
     assert location["LocationConstraint"] == "eu-west-3"
 
 
-def test_a_bucket_made_by_another_at_the_same_time(store: Store, config: Settings) -> None:
+def test_bucket_created_by_another_process_at_the_same_time_is_used(
+    store: Store, config: Settings
+) -> None:
     with Proxy(store.endpoint_url) as proxy:
         proxy.faults.append(Fault("HeadBucket", Respond(404, "NoSuchBucket")))
         make_bucket(store, config)
         proxy.faults.append(Fault("CreateBucket", Respond(409, "BucketAlreadyOwnedByYou")))
-        racing = replace(store, endpoint_url=proxy.url)
-        assert make_bucket(racing, config)[0] == f"bucket {config.bucket}: exists"
+        proxied = replace(store, endpoint_url=proxy.url)
+        assert make_bucket(proxied, config)[0] == f"bucket {config.bucket}: exists"
 
 
 @pytest.mark.parametrize(
-    ("operation", "line"),
+    ("operation", "message"),
     [
         ("PutPublicAccessBlock", "public access: this store has no block"),
         ("PutBucketEncryption", "encryption: not offered by this store"),
     ],
 )
 @pytest.mark.parametrize(
-    "answer", [Respond(501, "NotImplemented"), Respond(405, "MethodNotAllowed")]
+    "response",
+    [Respond(501, "NotImplemented"), Respond(405, "MethodNotAllowed")],
+    ids=["501", "405"],
 )
-def test_what_a_store_lacks_is_said_and_passed_over(
-    store: Store, config: Settings, operation: str, line: str, answer: Respond
+def test_missing_feature_of_a_store_is_reported_and_skipped(
+    store: Store, config: Settings, operation: str, message: str, response: Respond
 ) -> None:
     with Proxy(store.endpoint_url) as proxy:
-        lacking = replace(store, endpoint_url=proxy.url)
-        proxy.faults.append(Fault(operation, answer, times=None))
+        proxied = replace(store, endpoint_url=proxy.url)
+        proxy.faults.append(Fault(operation, response, times=None))
         absent = Respond(404, "ServerSideEncryptionConfigurationNotFoundError")
         proxy.faults.append(Fault("GetBucketEncryption", absent, times=None))
-        lines = make_bucket(lacking, config)
-    assert any(said.startswith(line) and answer.code in said for said in lines)
+        lines = make_bucket(proxied, config)
+    assert any(line.startswith(message) and response.code in line for line in lines)
     assert len(lines) == 4
 
 
 @pytest.mark.parametrize(
-    ("operation", "answer", "said"),
+    ("operation", "response", "message"),
     [
         ("HeadBucket", Respond(403, "AccessDenied"), "may not use the bucket"),
         ("CreateBucket", Respond(409, "BucketAlreadyExists"), "belongs to another account"),
@@ -130,17 +136,17 @@ def test_what_a_store_lacks_is_said_and_passed_over(
         ("PutPublicAccessBlock", Respond(403, "AccessDenied"), "AccessDenied"),
     ],
 )
-def test_what_is_refused_is_said_with_the_next_step(
-    store: Store, config: Settings, operation: str, answer: Respond, said: str
+def test_refused_call_is_reported_with_the_next_step(
+    store: Store, config: Settings, operation: str, response: Respond, message: str
 ) -> None:
     with Proxy(store.endpoint_url) as proxy:
-        refusing = replace(store, endpoint_url=proxy.url)
-        proxy.faults.append(Fault(operation, answer, times=None))
-        with pytest.raises(BucketError, match=said):
-            make_bucket(refusing, config)
+        proxied = replace(store, endpoint_url=proxy.url)
+        proxy.faults.append(Fault(operation, response, times=None))
+        with pytest.raises(BucketError, match=message):
+            make_bucket(proxied, config)
 
 
-def test_a_store_that_cannot_be_reached_is_said(store: Store, config: Settings) -> None:
+def test_unreachable_store_is_reported(store: Store, config: Settings) -> None:
     with Proxy(store.endpoint_url) as proxy:
         proxy.unplug()
         with pytest.raises(BucketError, match="cannot be reached"):
@@ -148,22 +154,22 @@ def test_a_store_that_cannot_be_reached_is_said(store: Store, config: Settings) 
 
 
 @GROUPS["ceph"]
-def test_the_lifecycle_really_removes(get_store: Callable[[str], Store]) -> None:
-    """On a store that lives faster: a bundle, and an upload that nobody went on with."""
-    hasty = get_store("hasty_ceph")
+def test_lifecycle_removes_bundles_and_abandoned_uploads(get_store: Callable[[str], Store]) -> None:
+    """For the lifecycle of this store, a day takes two seconds."""
+    fast_store = get_store("hasty_ceph")
     s3 = boto3.client(
         "s3",
-        endpoint_url=hasty.endpoint_url,
-        aws_access_key_id=hasty.access_key,
-        aws_secret_access_key=hasty.secret_key,
-        region_name=hasty.region,
+        endpoint_url=fast_store.endpoint_url,
+        aws_access_key_id=fast_store.access_key,
+        aws_secret_access_key=fast_store.secret_key,
+        region_name=fast_store.region,
     )
     settings = Settings(bucket=f"history-{uuid4()}", retention=1)
-    make_bucket(hasty, settings)
-    with running_service(hasty, s3, bucket=settings.bucket, retention=1) as service:
+    make_bucket(fast_store, settings)
+    with running_service(fast_store, s3, bucket=settings.bucket, retention=1) as service:
         bundle_id = service.upload(b"bundle")
         s3.create_multipart_upload(Bucket=settings.bucket, Key=f"bundles/{uuid4()}")
-        s3.put_object(Bucket=settings.bucket, Key="elsewhere", Body=b"stays")
+        s3.put_object(Bucket=settings.bucket, Key="elsewhere", Body=b"kept")
         assert f"bundles/{bundle_id}" in service.objects()
         until(lambda: service.objects() == ["elsewhere"], seconds=60)
         until(lambda: not service.multipart_uploads(), seconds=60)

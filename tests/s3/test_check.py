@@ -1,4 +1,4 @@
-"""`check` names what is wrong with a bucket, and what to do; it leaves nothing behind."""
+"""The `check` command: reports problems of a bucket with a remedy, and leaves nothing in it."""
 
 import asyncio
 import json
@@ -21,13 +21,13 @@ from tests.support.stores.access import aws_environment
 
 pytestmark = pytest.mark.every_store
 
-LENIENT = {"moto", "localstack"}
-"""They check neither credentials nor policies."""
+UNCHECKED = {"moto", "localstack"}
+"""Stores that check neither credentials nor policies."""
 
 
 @pytest.fixture
 def bucket(store: Store, s3: Any) -> Iterator[str]:
-    """A bucket as `init-bucket` makes it; whatever a test does to it, it is empty afterwards."""
+    """A bucket that `init-bucket` created. It must be empty at the end of every test."""
     name = f"history-{uuid4()}"
     make_bucket(store, Settings(bucket=name))
     yield name
@@ -36,19 +36,22 @@ def bucket(store: Store, s3: Any) -> Iterator[str]:
     assert "Uploads" not in s3.list_multipart_uploads(Bucket=name)
 
 
-def wrong(store: Store, bucket: str, ahead: float = 0, **variables: str) -> dict[str, Finding]:
-    """What is found to be wrong, by its subject; each of it comes with a remedy."""
+def problems(store: Store, bucket: str, skew: float = 0, **variables: str) -> dict[str, Finding]:
+    """Check the bucket; return the problems by subject.
+
+    `skew` is how many seconds this machine's clock is ahead, `variables` are for the environment.
+    """
 
     async def findings() -> list[Finding]:
         async with connect() as s3:
-            found = check_bucket(
+            checks = check_bucket(
                 s3,
                 bucket=bucket,
                 prefix="bundles/",
                 retention=7 * 86_400,
-                clock=lambda: time.time() + ahead,
+                clock=lambda: time.time() + skew,
             )
-            return [finding async for finding in found]
+            return [finding async for finding in checks]
 
     with aws_environment(store), pytest.MonkeyPatch.context() as patch:
         patch.setattr(retries, "MAX_BACKOFF", 0.1)
@@ -57,32 +60,33 @@ def wrong(store: Store, bucket: str, ahead: float = 0, **variables: str) -> dict
         return {finding.subject: finding for finding in asyncio.run(findings()) if not finding.ok}
 
 
-def test_what_init_bucket_made_is_right(store: Store, bucket: str) -> None:
-    assert not wrong(store, bucket)
+def test_bucket_created_by_init_bucket_has_no_problems(store: Store, bucket: str) -> None:
+    assert not problems(store, bucket)
 
 
-def only(findings: dict[str, Finding], subject: str) -> str:
-    """What is said of the one thing that is wrong."""
+def message_of_only(findings: dict[str, Finding], subject: str) -> str:
+    """Return message and remedy of the only problem, which has to be about this subject."""
     [finding] = findings.values()
     assert finding.subject == subject
     return f"{finding.message} → {finding.remedy}"
 
 
-def test_no_endpoint(store: Store, bucket: str) -> None:
-    said = only(wrong(store, bucket, AWS_ENDPOINT_URL_S3="http://127.0.0.1:9"), "endpoint")
-    assert said.startswith("http://127.0.0.1:9 cannot be reached")
+def test_unreachable_endpoint_is_reported(store: Store, bucket: str) -> None:
+    findings = problems(store, bucket, AWS_ENDPOINT_URL_S3="http://127.0.0.1:9")
+    message = message_of_only(findings, "endpoint")
+    assert message.startswith("http://127.0.0.1:9 cannot be reached")
 
 
-def test_no_bucket(store: Store, bucket: str) -> None:
-    assert "init-bucket" in only(wrong(store, "no-such-bucket"), "bucket")
+def test_missing_bucket_is_reported(store: Store, bucket: str) -> None:
+    assert "init-bucket" in message_of_only(problems(store, "no-such-bucket"), "bucket")
 
 
-def test_a_wrong_region(store: Store, bucket: str) -> None:
-    found = wrong(store, bucket, AWS_DEFAULT_REGION="eu-west-1")
-    if store.name == "ceph":  # It takes any.
-        assert not found
+def test_wrong_region_is_reported(store: Store, bucket: str) -> None:
+    findings = problems(store, bucket, AWS_DEFAULT_REGION="eu-west-1")
+    if store.name == "ceph":  # Ceph accepts any region.
+        assert not findings
     else:
-        assert f"set AWS_DEFAULT_REGION={store.region}" in only(found, "region")
+        assert f"set AWS_DEFAULT_REGION={store.region}" in message_of_only(findings, "region")
 
 
 @pytest.mark.parametrize(
@@ -92,22 +96,22 @@ def test_a_wrong_region(store: Store, bucket: str) -> None:
         ("AWS_SECRET_ACCESS_KEY", "SignatureDoesNotMatch"),
     ],
 )
-def test_wrong_credentials(store: Store, bucket: str, name: str, code: str) -> None:
-    found = wrong(store, bucket, 0, **{name: "wrong"})
-    if store.name in LENIENT:
-        assert not found
+def test_wrong_credentials_are_reported(store: Store, bucket: str, name: str, code: str) -> None:
+    findings = problems(store, bucket, 0, **{name: "wrong"})
+    if store.name in UNCHECKED:
+        assert not findings
     else:
-        assert f"refused ({code})" in only(found, "credentials")
+        assert f"refused ({code})" in message_of_only(findings, "credentials")
 
 
-@pytest.mark.parametrize("ahead", [-3600, 3600])
-def test_a_clock_that_is_off(store: Store, bucket: str, ahead: float) -> None:
-    said = only(wrong(store, bucket, ahead=ahead), "clock")
-    assert ("behind" if ahead < 0 else "ahead of") in said
+@pytest.mark.parametrize("skew", [-3600, 3600])
+def test_wrong_clock_is_reported(store: Store, bucket: str, skew: float) -> None:
+    message = message_of_only(problems(store, bucket, skew=skew), "clock")
+    assert ("behind" if skew < 0 else "ahead of") in message
 
 
 @pytest.mark.parametrize("action", ["PutObjectTagging", "GetObjectTagging", "GetObject"])
-def test_a_missing_permission(store: Store, s3: Any, bucket: str, action: str) -> None:
+def test_missing_permission_is_reported(store: Store, s3: Any, bucket: str, action: str) -> None:
     denial = {
         "Version": "2012-10-17",
         "Statement": [
@@ -120,11 +124,11 @@ def test_a_missing_permission(store: Store, s3: Any, bucket: str, action: str) -
         ],
     }
     s3.put_bucket_policy(Bucket=bucket, Policy=json.dumps(denial))
-    found = wrong(store, bucket)
-    if store.name in LENIENT:  # moto denies some actions, and some along with others.
-        assert all(subject.startswith("s3:Get") for subject in found)
+    findings = problems(store, bucket)
+    if store.name in UNCHECKED:  # moto denies only some actions, and others together with them.
+        assert all(subject.startswith("s3:Get") for subject in findings)
     else:
-        assert "denied (AccessDenied) → allow it" in only(found, f"s3:{action}")
+        assert "denied (AccessDenied) → allow it" in message_of_only(findings, f"s3:{action}")
 
 
 def rule(**changes: object) -> dict[str, object]:
@@ -142,74 +146,72 @@ NO_ABORT = {
     name: value for name, value in rule().items() if name != "AbortIncompleteMultipartUpload"
 }
 RULES = {
-    "none": ([], "no rule removes the objects under bundles/"),
+    "no rule": ([], "no rule removes the objects under bundles/"),
     "too short": ([rule(Expiration={"Days": 7})], "after 7 days, but have to be kept for 7"),
-    "too short, for all": (
+    "too short for all objects": (
         [rule(), rule(ID="another", Filter={"Prefix": ""}, Expiration={"Days": 1})],
         "after 1 days, but have to be kept for 7",
     ),
-    "too short, for some": (
+    "too short for some objects": (
         [rule(), rule(ID="another", Filter={"Prefix": "bundles/0"}, Expiration={"Days": 1})],
         "removed after 1 days",
     ),
     "turned off": ([rule(Status="Disabled")], "no rule removes"),
-    "elsewhere": ([rule(Filter={"Prefix": "others/"})], "no rule removes"),
+    "another prefix": ([rule(Filter={"Prefix": "others/"})], "no rule removes"),
     "no expiration": ([NO_EXPIRATION], "no rule removes"),
     "no abort": ([NO_ABORT], "no rule aborts abandoned multipart uploads"),
     "right": ([rule()], None),
-    "right, for all": ([rule(Filter={"Prefix": ""})], None),
+    "right for all objects": ([rule(Filter={"Prefix": ""})], None),
 }
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_a_lifecycle(store: Store, s3: Any, bucket: str, name: str) -> None:
-    rules, words = RULES[name]
+def test_lifecycle_problems_are_reported(store: Store, s3: Any, bucket: str, name: str) -> None:
+    rules, expected = RULES[name]
     s3.delete_bucket_lifecycle(Bucket=bucket)
     if rules:
         s3.put_bucket_lifecycle_configuration(
             Bucket=bucket, LifecycleConfiguration={"Rules": rules}
         )
-    found = wrong(store, bucket)
-    if words is None:
-        assert not found
+    findings = problems(store, bucket)
+    if expected is None:
+        assert not findings
     else:
-        assert words in only(found, "lifecycle")
+        assert expected in message_of_only(findings, "lifecycle")
 
 
-def test_public_access(store: Store, s3: Any, bucket: str) -> None:
+def test_missing_public_access_block_is_reported(store: Store, s3: Any, bucket: str) -> None:
     s3.delete_public_access_block(Bucket=bucket)
-    assert "run init-bucket" in only(wrong(store, bucket), "public access")
+    assert "run init-bucket" in message_of_only(problems(store, bucket), "public access")
 
 
-def test_versioning(store: Store, s3: Any, bucket: str) -> None:
+def test_enabled_versioning_is_reported(store: Store, s3: Any, bucket: str) -> None:
     s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
-    assert "suspend it" in only(wrong(store, bucket), "versioning")
+    assert "suspend it" in message_of_only(problems(store, bucket), "versioning")
     s3.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Suspended"})
-    assert not wrong(store, bucket)
+    assert not problems(store, bucket)
 
 
-def test_the_command(store: Store, s3: Any, bucket: str) -> None:
+def test_command_reports_problems_as_text_and_as_json(store: Store, s3: Any, bucket: str) -> None:
     def check(*options: str) -> tuple[int, str]:
         with aws_environment(store):
             environment = {"HISTORY_BUCKET": bucket, "HISTORY_LOG_FORMAT": "text"}
-            ended = CliRunner().invoke(main, ["check", *options], env=environment)
-        return ended.exit_code, ended.stdout
+            result = CliRunner().invoke(main, ["check", *options], env=environment)
+        return result.exit_code, result.stdout
 
-    code, said = check()
-    assert code == 0
-    assert "WRONG" not in said
-    assert f"ok    bucket: {bucket} exists\n" in said
+    exit_code, output = check()
+    assert exit_code == 0
+    assert "WRONG" not in output
+    assert f"ok    bucket: {bucket} exists\n" in output
     s3.delete_bucket_lifecycle(Bucket=bucket)
-    code, said = check()
-    assert code == 1
+    exit_code, output = check()
+    assert exit_code == 1
     assert (
         "WRONG lifecycle: no rule removes the objects under bundles/\n      → run init-bucket"
-        in said
+        in output
     )
-    wrong = "WRONG lifecycle: no rule removes the objects under bundles/\n      → run init-bucket"
-    assert wrong in said
-    code, said = check("--json")
-    assert code == 1
-    [found] = [finding for finding in json.loads(said) if not finding["ok"]]
-    assert found.keys() == {"ok", "subject", "message", "remedy"}
-    assert found["subject"] == "lifecycle"
+    exit_code, output = check("--json")
+    assert exit_code == 1
+    [problem] = [finding for finding in json.loads(output) if not finding["ok"]]
+    assert problem.keys() == {"ok", "subject", "message", "remedy"}
+    assert problem["subject"] == "lifecycle"

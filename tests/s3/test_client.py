@@ -1,4 +1,4 @@
-"""What is said of S3's failures: once, with the cause and what to do; and what is read of it."""
+"""Calls to S3: which failures are logged, and how a response body is read."""
 
 import asyncio
 
@@ -15,18 +15,24 @@ from service.s3.calls import BodyInterrupted, S3Calls
 from service.telemetry.metrics import Metrics
 
 
-def refusal(code: str) -> ClientError:
+def client_error(code: str) -> ClientError:
     return ClientError({"Error": {"Code": code}}, "GetObject")
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "message"),
     [
-        (refusal("AccessDenied"), "S3 refuses GetObject: AccessDenied; check the credentials"),
-        (refusal("403"), "S3 refuses GetObject: AccessDenied; check the credentials"),
-        (refusal("NoSuchBucket"), "S3 refuses GetObject: NoSuchBucket; create the bucket a-bucket"),
-        (refusal("404"), "S3 refuses GetObject: NoSuchBucket; create the bucket a-bucket"),
-        (refusal("RequestTimeTooSkewed"), "S3 refuses GetObject: RequestTimeTooSkewed; set this"),
+        (client_error("AccessDenied"), "S3 refuses GetObject: AccessDenied; check the credentials"),
+        (client_error("403"), "S3 refuses GetObject: AccessDenied; check the credentials"),
+        (
+            client_error("NoSuchBucket"),
+            "S3 refuses GetObject: NoSuchBucket; create the bucket a-bucket",
+        ),
+        (client_error("404"), "S3 refuses GetObject: NoSuchBucket; create the bucket a-bucket"),
+        (
+            client_error("RequestTimeTooSkewed"),
+            "S3 refuses GetObject: RequestTimeTooSkewed; set this",
+        ),
         (
             NoCredentialsError(),
             "S3 client cannot send GetObject: NoCredentialsError; check the",
@@ -45,51 +51,51 @@ def refusal(code: str) -> ClientError:
         ),
     ],
 )
-def test_a_cause_comes_with_what_to_do(
-    error: Exception, words: str, caplog: pytest.LogCaptureFixture
+def test_failure_is_logged_with_its_cause_and_remedy(
+    error: Exception, message: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     S3Calls("a-bucket", Metrics()).log_failure("GetObject", error)
-    [said] = caplog.messages
-    assert said.startswith(words)
+    [logged] = caplog.messages
+    assert logged.startswith(message)
 
 
-def test_a_cause_is_said_again_after_a_while(
+def test_same_cause_is_logged_again_only_after_the_log_interval(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = S3Calls("a-bucket", Metrics())
     for operation in ("GetObject", "PutObject", "GetObject"):
         calls.log_failure(operation, TimeoutError())
     assert len(caplog.messages) == 1
-    calls.log_failure("GetObject", refusal("AccessDenied"))
+    calls.log_failure("GetObject", client_error("AccessDenied"))
     assert len(caplog.messages) == 2
     monkeypatch.setattr("service.s3.calls.LOG_INTERVAL", -1.0)
-    calls.log_failure("GetObject", refusal("SlowDown"))
-    calls.log_failure("GetObject", refusal("SlowDown"))
+    calls.log_failure("GetObject", client_error("SlowDown"))
+    calls.log_failure("GetObject", client_error("SlowDown"))
     assert len(caplog.messages) == 4
 
 
-def test_a_chunk_that_ends_late_is_not_the_end() -> None:
-    """Of a body that comes in chunks of HTTP's, whatever is read between a chunk and its end."""
-    read = [asyncio.Event(), asyncio.Event()]
+def test_late_end_of_a_chunk_is_not_the_end_of_the_body() -> None:
+    """If the line end of a chunk arrives later than its data, aiohttp returns an empty chunk."""
+    chunk_read = [asyncio.Event(), asyncio.Event()]
 
-    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def respond(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello")
-        await read[0].wait()
+        await chunk_read[0].wait()
         writer.write(b"\r\n5\r\nworld")
-        await read[1].wait()
+        await chunk_read[1].wait()
         writer.write(b"\r\n0\r\n\r\n")
         writer.close()
 
     async def test() -> None:
         calls = S3Calls("a-bucket", Metrics())
-        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        async with await asyncio.start_server(respond, "127.0.0.1", 0) as server:
             host, port = server.sockets[0].getsockname()
             async with (
                 aiohttp.ClientSession() as session,
                 session.get(f"http://{host}:{port}") as body,
             ):
-                for event, words in zip(read, (b"hello", b"world"), strict=True):
-                    assert await calls.read_chunk(body) == words  # type: ignore[arg-type]
+                for event, content in zip(chunk_read, (b"hello", b"world"), strict=True):
+                    assert await calls.read_chunk(body) == content  # type: ignore[arg-type]
                     event.set()
                 with pytest.raises(BodyInterrupted):
                     await calls.read_chunk(body)  # type: ignore[arg-type]

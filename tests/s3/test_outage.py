@@ -1,4 +1,4 @@
-"""S3 unplugged under load: 503s while it lasts, and a service that comes back by itself."""
+"""An outage of S3 under load: 503 responses while it lasts, and recovery without a restart."""
 
 import asyncio
 import math
@@ -20,171 +20,189 @@ from tests.support.services.thread import SMALL_PART, Serve, Service
 from tests.support.stores import Store
 
 KEY = "the key that signs in an outage"
-AT_ONCE = 8
-CALM = 0.3
+CONCURRENCY = 8
+LOAD_SECONDS = 0.3
 """Seconds of load before the outage, and after it."""
 
-BACK_WITHIN = 2.0
-"""Seconds after which a request succeeds again."""
+MAX_RECOVERY_SECONDS = 2.0
+"""Seconds after the outage within which a request has to succeed again."""
 
-READY_WITHIN = 5.0
-"""Seconds after which /readyz has followed: its probe takes two, and is believed for one."""
+MAX_READINESS_SECONDS = 5.0
+"""Seconds within which /readyz has to change: its probe takes 2 s and is cached for 1 s."""
 
 OUTCOMES = {"200", "storage_unavailable", "overloaded", "cut"}
-"""What a client may see; `cut` where the download had begun."""
+"""What a client may see. `cut` is a download whose connection was cut after the status line."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a client saw of a request, and when (monotonic seconds)."""
+class Observation:
+    """The outcome of one request, and when it started and ended (monotonic seconds)."""
 
-    began: float
+    started: float
     ended: float
-    what: str
+    outcome: str
 
 
-class Crowd:
-    """Clients that upload and download without a pause, and keep what they saw."""
+class LoadGenerator:
+    """Clients that upload and download without a pause, and record what they observe."""
 
     def __init__(self, service: Service, rng: random.Random) -> None:
-        self.answers: list[Answer] = []
-        self.readiness: list[Answer] = []
-        self.deposited = 0
+        self.transfers: list[Observation] = []
+        self.readiness: list[Observation] = []
+        self.uploaded = 0
         self._service = service
         self._bundles = [rng.randbytes(size) for size in (1000, 300_000, SMALL_PART + 1000)]
-        self._left = False
+        self._stopped = False
 
     async def run(self, proxy: Proxy, outage: float) -> tuple[float, float]:
-        """Stay through an outage of so many seconds, or until it shows; when it began and ended."""
+        """Run through an outage of at least `outage` seconds; return when it started and ended.
+
+        The outage lasts until the clients have noticed it.
+        """
         async with self._service.many() as http:
             ids = [await self._upload(http, bundle) for bundle in self._bundles]
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._ask(http))
-                for number in range(AT_ONCE):
-                    which = number // 2 % len(ids)
-                    group.create_task(self._use(http, self._bundles[which], ids[which], number % 2))
+                group.create_task(self._poll_readiness(http))
+                for number in range(CONCURRENCY):
+                    index = number // 2 % len(ids)
+                    group.create_task(
+                        self._transfer(http, self._bundles[index], ids[index], number % 2)
+                    )
                 try:
-                    return await self._pull_the_plug(proxy, outage)
+                    return await self._interrupt(proxy, outage)
                 finally:
-                    self._left = True
+                    self._stopped = True
 
-    async def _pull_the_plug(self, proxy: Proxy, outage: float) -> tuple[float, float]:
-        await asyncio.sleep(CALM)
-        began = time.monotonic()
+    async def _interrupt(self, proxy: Proxy, outage: float) -> tuple[float, float]:
+        await asyncio.sleep(LOAD_SECONDS)
+        started = time.monotonic()
         await asyncio.to_thread(proxy.unplug)
         await asyncio.sleep(outage)
-        while math.inf in (self.refused(began), self.unready(began)):
-            assert time.monotonic() < began + outage + 30, "nobody notices"
+        while math.inf in (self.seconds_to_failure(started), self.seconds_to_unready(started)):
+            assert time.monotonic() < started + outage + 30, "the clients do not see the outage"
             await asyncio.sleep(0.02)
         await asyncio.to_thread(proxy.plug)
         ended = time.monotonic()
-        while math.inf in (self.back(ended), self.ready(ended)):
-            assert time.monotonic() < ended + 30, "it does not come back"
+        while math.inf in (self.seconds_to_success(ended), self.seconds_to_ready(ended)):
+            assert time.monotonic() < ended + 30, "the service does not recover"
             await asyncio.sleep(0.02)
-        await asyncio.sleep(CALM)
-        return began, ended
+        await asyncio.sleep(LOAD_SECONDS)
+        return started, ended
 
-    def back(self, plugged: float) -> float:
-        """The seconds from then until a client had what it wanted."""
-        return _first(self.answers, "200", plugged)
+    def seconds_to_success(self, start: float) -> float:
+        """Return the seconds from `start` until a transfer succeeded."""
+        return _seconds_to(self.transfers, "200", start)
 
-    def refused(self, unplugged: float) -> float:
-        return _first(self.answers, "storage_unavailable", unplugged)
+    def seconds_to_failure(self, start: float) -> float:
+        return _seconds_to(self.transfers, "storage_unavailable", start)
 
-    def ready(self, plugged: float) -> float:
-        return _first(self.readiness, "200", plugged)
+    def seconds_to_ready(self, start: float) -> float:
+        return _seconds_to(self.readiness, "200", start)
 
-    def unready(self, unplugged: float) -> float:
-        return _first(self.readiness, "storage_unavailable", unplugged)
+    def seconds_to_unready(self, start: float) -> float:
+        return _seconds_to(self.readiness, "storage_unavailable", start)
 
-    async def _ask(self, http: httpx.AsyncClient) -> None:
-        while not self._left:
-            began = time.monotonic()
-            answer = await http.get("/readyz")
-            self.readiness.append(Answer(began, time.monotonic(), _seen(answer)))
+    async def _poll_readiness(self, http: httpx.AsyncClient) -> None:
+        while not self._stopped:
+            started = time.monotonic()
+            response = await http.get("/readyz")
+            self.readiness.append(Observation(started, time.monotonic(), _outcome(response)))
             await asyncio.sleep(0.05)
 
-    async def _use(
+    async def _transfer(
         self, http: httpx.AsyncClient, bundle: bytes, bundle_id: str, uploads: int
     ) -> None:
-        while not self._left:
+        while not self._stopped:
             if uploads:
                 await self._upload(http, bundle)
             else:
                 await self._download(http, bundle, bundle_id)
 
     async def _upload(self, http: httpx.AsyncClient, bundle: bytes) -> str:
-        began = time.monotonic()
-        answer = await http.post("/upload", content=bundle)
-        self.answers.append(Answer(began, time.monotonic(), _seen(answer)))
-        self.deposited += answer.status_code == 200
-        return answer.text
+        started = time.monotonic()
+        response = await http.post("/upload", content=bundle)
+        self.transfers.append(Observation(started, time.monotonic(), _outcome(response)))
+        self.uploaded += response.status_code == 200
+        return response.text
 
     async def _download(self, http: httpx.AsyncClient, bundle: bytes, bundle_id: str) -> None:
-        began, what = time.monotonic(), "no answer"
+        started, outcome = time.monotonic(), "no response"
         try:
             path = f"/files/{bundle_id}"
-            async with http.stream("GET", path, headers=sign(KEY, bundle)) as answer:
-                what = "cut" if answer.status_code == 200 else "no whole answer"
-                content = await answer.aread()
-                what = _seen(answer)
+            async with http.stream("GET", path, headers=sign(KEY, bundle)) as response:
+                outcome = "cut" if response.status_code == 200 else "incomplete response"
+                content = await response.aread()
+                outcome = _outcome(response)
         except httpx.TransportError:
             pass
         else:
-            assert what != "200" or content == bundle
-        self.answers.append(Answer(began, time.monotonic(), what))
+            assert outcome != "200" or content == bundle
+        self.transfers.append(Observation(started, time.monotonic(), outcome))
 
 
-def _seen(answer: httpx.Response) -> str:
-    """An answer in a word; of errors only those that an outage may bring have their code."""
-    if answer.status_code == 503 and "Retry-After" in answer.headers:
-        return str(answer.json()["code"])
-    return str(answer.status_code)
+def _outcome(response: httpx.Response) -> str:
+    """Return the error code of a 503 response that may be retried, otherwise the status."""
+    if response.status_code == 503 and "Retry-After" in response.headers:
+        return str(response.json()["code"])
+    return str(response.status_code)
 
 
-def _first(answers: list[Answer], what: str, after: float) -> float:
-    times = (answer.ended for answer in answers if answer.what == what and answer.ended > after)
-    return min(times, default=math.inf) - after
+def _seconds_to(observations: list[Observation], outcome: str, start: float) -> float:
+    times = (
+        observation.ended
+        for observation in observations
+        if observation.outcome == outcome and observation.ended > start
+    )
+    return min(times, default=math.inf) - start
 
 
 @pytest.fixture
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For an outage that the service would otherwise bridge."""
+def _short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the retries, which would otherwise hide an outage of one second."""
     monkeypatch.setattr(retries, "MAX_BACKOFF", 0.05)
     monkeypatch.setattr(health, "CACHE_SECONDS", 0.1)
 
 
-@pytest.mark.usefixtures("_impatient")
-def test_a_second_without_s3(store: Store, serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
-    outage(store, serve, caplog, seconds=1)
+@pytest.mark.usefixtures("_short_backoff")
+def test_service_recovers_from_an_outage_of_one_second(
+    store: Store, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_outage(store, serve, caplog, seconds=1)
 
 
 @pytest.mark.soak
-def test_ten_seconds_without_s3(
+def test_service_recovers_from_an_outage_of_ten_seconds(
     store: Store, serve: Serve, caplog: pytest.LogCaptureFixture
 ) -> None:
-    outage(store, serve, caplog, seconds=10)
+    check_outage(store, serve, caplog, seconds=10)
 
 
-def outage(store: Store, serve: Serve, caplog: pytest.LogCaptureFixture, *, seconds: float) -> None:
+def check_outage(
+    store: Store, serve: Serve, caplog: pytest.LogCaptureFixture, *, seconds: float
+) -> None:
     seed = random_transfers.seed(soak=seconds > 1)
     with Proxy(store.endpoint_url) as proxy:
         service = serve(endpoint_url=proxy.url, part_size=SMALL_PART)
-        crowd = Crowd(service, random.Random(seed))
-        began, ended = asyncio.run(asyncio.wait_for(crowd.run(proxy, seconds), 100))
-        until(lambda: len(service.objects()) == crowd.deposited, seconds=15)
+        load = LoadGenerator(service, random.Random(seed))
+        started, ended = asyncio.run(asyncio.wait_for(load.run(proxy, seconds), 100))
+        until(lambda: len(service.objects()) == load.uploaded, seconds=15)
         until(lambda: not service.multipart_uploads(), seconds=15)
-    during = Counter(answer.what for answer in crowd.answers if answer.ended < ended)
-    afterwards = Counter(answer.what for answer in crowd.answers if answer.began > ended)
-    unready, ready, back = crowd.unready(began), crowd.ready(ended), crowd.back(ended)
-    print(f"until plugged in again: {dict(during)}; begun then: {dict(afterwards)}")
-    print(f"unready after {unready:.2f} s; back after {back:.2f} s, ready after {ready:.2f} s")
+    during = Counter(transfer.outcome for transfer in load.transfers if transfer.ended < ended)
+    afterwards = Counter(
+        transfer.outcome for transfer in load.transfers if transfer.started > ended
+    )
+    unready = load.seconds_to_unready(started)
+    ready, success = load.seconds_to_ready(ended), load.seconds_to_success(ended)
+    print(f"ended before the recovery: {dict(during)}; started after it: {dict(afterwards)}")
+    print(
+        f"unready after {unready:.2f} s; success after {success:.2f} s, ready after {ready:.2f} s"
+    )
     print(Counter(f"{record.name}: {record.getMessage()}" for record in caplog.records))
-    assert {answer.what for answer in crowd.answers} <= OUTCOMES
+    assert {transfer.outcome for transfer in load.transfers} <= OUTCOMES
     assert during["storage_unavailable"]
     assert set(afterwards) == {"200"}
-    assert unready < READY_WITHIN
-    assert back < BACK_WITHIN
-    assert ready < READY_WITHIN
-    [said] = [record.getMessage() for record in caplog.records if record.name == calls.__name__]
-    assert said.startswith("S3 cannot be reached for ")
+    assert unready < MAX_READINESS_SECONDS
+    assert success < MAX_RECOVERY_SECONDS
+    assert ready < MAX_READINESS_SECONDS
+    [message] = [record.getMessage() for record in caplog.records if record.name == calls.__name__]
+    assert message.startswith("S3 cannot be reached for ")

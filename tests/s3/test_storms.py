@@ -1,4 +1,4 @@
-"""S3 at its worst, under load: no client sees what passes."""
+"""Many temporary faults of S3 under load: the clients notice none of them."""
 
 import asyncio
 import random
@@ -19,18 +19,21 @@ from tests.support.stores import Store
 
 MIB = 1 << 20
 KEY = "the key that signs in a storm"
-FOR_EVER = 120.0
-"""Seconds that a stall lasts: longer than any time-out."""
+LONG_STALL = 120.0
+"""Seconds that a stall lasts: longer than any timeout."""
 
 
 @dataclass(frozen=True)
-class Rough:
-    """How much is moved, so many `at_once`; every `stalls`-th request and body stalls."""
+class Scenario:
+    """How many bundles are transferred, and how often S3 stalls.
+
+    Of the requests to S3 and of the response bodies, one in `stall_interval` stalls.
+    """
 
     bundles: int
     large: int
-    at_once: int
-    stalls: int
+    concurrency: int
+    stall_interval: int
     read_timeout: float | None = None
 
     def sizes(self, rng: random.Random) -> list[int]:
@@ -40,25 +43,37 @@ class Rough:
         return sizes
 
     def faults(self, rng: random.Random) -> dict[str, list[Fault]]:
-        reached = 100 * self.bundles
-        stalled = [Stall(FOR_EVER, place(rng)) for _ in range(0, reached, self.stalls)]
+        max_requests = 100 * self.bundles
+        stalls = [
+            Stall(LONG_STALL, random_offset(rng))
+            for _ in range(0, max_requests, self.stall_interval)
+        ]
+        resets = [Reset(random_offset(rng)) for _ in range(0, max_requests, 10)]
         return {
-            "refused": [Fault(None, Respond(503, "SlowDown"), times=None, after=4, every=5)],
-            "reset": scattered([Reset(place(rng)) for _ in range(0, reached, 10)], every=10),
-            "stalled bodies": scattered(list(stalled), every=self.stalls),
-            "stalled": [
-                Fault(None, Delay(FOR_EVER), times=None, after=self.stalls // 2, every=self.stalls)
+            "refused requests": [
+                Fault(None, Respond(503, "SlowDown"), times=None, after=4, every=5)
+            ],
+            "reset bodies": spread(list(resets), every=10),
+            "stalled bodies": spread(list(stalls), every=self.stall_interval),
+            "stalled requests": [
+                Fault(
+                    None,
+                    Delay(LONG_STALL),
+                    times=None,
+                    after=self.stall_interval // 2,
+                    every=self.stall_interval,
+                )
             ],
         }
 
 
-def place(rng: random.Random) -> int:
-    """Somewhere in a body: as likely within its first kilobytes as among its megabytes."""
+def random_offset(rng: random.Random) -> int:
+    """Return an offset in a body, as likely within its first kilobytes as among its megabytes."""
     return int(2 ** rng.uniform(0, 23))
 
 
-def scattered(actions: list[Action], *, every: int) -> list[Fault]:
-    """Faults of GetObject, one after another."""
+def spread(actions: list[Action], *, every: int) -> list[Fault]:
+    """Return faults that apply one action to every `every`-th GetObject."""
     return [
         Fault("GetObject", action, after=every * number - every // 2)
         for number, action in enumerate(actions, 1)
@@ -66,59 +81,65 @@ def scattered(actions: list[Action], *, every: int) -> list[Fault]:
 
 
 @pytest.mark.parametrize(
-    "rough",
+    "scenario",
     [
         pytest.param(
-            Rough(bundles=16, large=1, at_once=8, stalls=24, read_timeout=0.7), id="small"
+            Scenario(bundles=16, large=1, concurrency=8, stall_interval=24, read_timeout=0.7),
+            id="few bundles",
         ),
         pytest.param(
-            Rough(bundles=150, large=40, at_once=16, stalls=50), id="full", marks=pytest.mark.soak
+            Scenario(bundles=150, large=40, concurrency=16, stall_interval=50),
+            id="many bundles",
+            marks=pytest.mark.soak,
         ),
     ],
 )
-def test_refusals_resets_and_stalls_go_unnoticed(
-    store: Store, serve: Serve, monkeypatch: pytest.MonkeyPatch, rough: Rough
+def test_clients_do_not_notice_refusals_resets_and_stalls(
+    store: Store, serve: Serve, monkeypatch: pytest.MonkeyPatch, scenario: Scenario
 ) -> None:
-    """Every fifth request is refused, every tenth body reset, every fiftieth of both stalls."""
-    rng = random.Random(random_transfers.seed(soak=rough.read_timeout is None))
-    if rough.read_timeout is not None:
-        monkeypatch.setattr(client, "READ_TIMEOUT", rough.read_timeout)
+    """S3 refuses 20 % of the requests, resets 10 % of the bodies, and stalls 2 to 4 % of both."""
+    rng = random.Random(random_transfers.seed(soak=scenario.read_timeout is None))
+    if scenario.read_timeout is not None:
+        monkeypatch.setattr(client, "READ_TIMEOUT", scenario.read_timeout)
     with Proxy(store.endpoint_url) as proxy:
         service = serve(endpoint_url=proxy.url, part_size=SMALL_PART)
-        faults = rough.faults(rng)
+        faults = scenario.faults(rng)
         proxy.faults += [fault for kind in faults.values() for fault in kind]
-        began = time.monotonic()
-        outcomes = asyncio.run(asyncio.wait_for(move(service, rough, rng), 600))
-        seconds = time.monotonic() - began
+        started = time.monotonic()
+        outcomes = asyncio.run(asyncio.wait_for(transfer_all(service, scenario, rng), 600))
+        seconds = time.monotonic() - started
         proxy.faults.clear()
-        struck = {kind: sum(fault.struck for fault in faults[kind]) for kind in faults}
-        print(f"{dict(outcomes)} in {seconds:.1f} s; of {len(proxy.requests)} to S3: {struck}")
+        counts = {kind: sum(fault.struck for fault in faults[kind]) for kind in faults}
+        print(
+            f"{dict(outcomes)} in {seconds:.1f} s, {len(proxy.requests)} requests to S3, {counts}"
+        )
         page = service.http.get("/metrics").text
         retries = int(metric_total(page, "s3_retries_total"))
         resumed = int(metric_total(page, "s3_downloads_resumed_total"))
-        print(f"{retries} retries, {resumed} resumptions")
-    assert outcomes == {"up 200": rough.bundles, "down 200": rough.bundles}
-    assert all(struck.values())
+        print(f"{retries} retries, {resumed} resumed downloads")
+    assert outcomes == {"upload 200": scenario.bundles, "download 200": scenario.bundles}
+    assert all(counts.values())
     assert retries
     assert resumed
 
 
-async def move(service: Service, rough: Rough, rng: random.Random) -> Counter[str]:
-    """Upload every bundle and download it again, so many at once; what came of each."""
+async def transfer_all(service: Service, scenario: Scenario, rng: random.Random) -> Counter[str]:
+    """Upload every bundle and download it again; return how many of each outcome there were."""
     outcomes: Counter[str] = Counter()
-    sizes = rough.sizes(rng)
+    sizes = scenario.sizes(rng)
 
-    async def one_after_another(http: httpx.AsyncClient) -> None:
+    async def worker(http: httpx.AsyncClient) -> None:
         while sizes:
             bundle = rng.randbytes(sizes.pop())
             proof = sign(KEY, bundle)
-            answer = await http.post("/upload", content=bundle, headers={"X-HMAC": proof["X-HMAC"]})
-            outcomes[f"up {answer.status_code}"] += 1
-            answer = await http.get(f"/files/{answer.text}", headers=proof)
-            whole = answer.content == bundle
-            outcomes[f"down {answer.status_code}" if whole else "not the same"] += 1
+            headers = {"X-HMAC": proof["X-HMAC"]}
+            response = await http.post("/upload", content=bundle, headers=headers)
+            outcomes[f"upload {response.status_code}"] += 1
+            response = await http.get(f"/files/{response.text}", headers=proof)
+            equal = response.content == bundle
+            outcomes[f"download {response.status_code}" if equal else "wrong content"] += 1
 
     async with service.many() as http, asyncio.TaskGroup() as group:
-        for _ in range(rough.at_once):
-            group.create_task(one_after_another(http))
+        for _ in range(scenario.concurrency):
+            group.create_task(worker(http))
     return outcomes

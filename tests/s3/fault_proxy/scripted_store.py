@@ -1,4 +1,4 @@
-"""A store that follows a script, and the requests to it."""
+"""A store that follows a script, and requests to send to it."""
 
 import socket
 import threading
@@ -14,8 +14,8 @@ PUT = b"PUT /bucket/put HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\
 FOREVER = 3_600
 
 
-def options(url: str) -> dict[str, Any]:
-    """A client of S3 that sends every request once."""
+def client_options(url: str) -> dict[str, Any]:
+    """Return the options of an S3 client that does not retry."""
     return {
         "service_name": "s3",
         "endpoint_url": url,
@@ -28,13 +28,13 @@ def options(url: str) -> dict[str, Any]:
     }
 
 
-def keys(s3: Any) -> list[str]:
-    return [found["Key"] for found in s3.list_objects_v2(Bucket="bucket")["Contents"]]
+def object_keys(s3: Any) -> list[str]:
+    return [stored["Key"] for stored in s3.list_objects_v2(Bucket="bucket")["Contents"]]
 
 
 @contextmanager
-def scripted(script: Callable[[socket.socket], object]) -> Iterator[str]:
-    """A store that follows the script on each of its connections, then closes it."""
+def scripted_store(script: Callable[[socket.socket], object]) -> Iterator[str]:
+    """Run a store that follows the script on each connection and then closes it."""
 
     def serve() -> None:
         while True:

@@ -1,4 +1,4 @@
-"""The faults of the fault proxy do what they say."""
+"""The faults of the fault proxy."""
 
 import threading
 import time
@@ -8,7 +8,7 @@ import httpx
 import pytest
 from botocore.exceptions import ClientError, ConnectionClosedError
 
-from tests.s3.fault_proxy.scripted_store import FOREVER, GET, OBJECT, PUT, keys, read_head
+from tests.s3.fault_proxy.scripted_store import FOREVER, GET, OBJECT, PUT, object_keys, read_head
 from tests.support.clients.sockets import dial, read_all, read_exactly
 from tests.support.polling import until
 from tests.support.proxy import (
@@ -26,7 +26,7 @@ from tests.support.proxy import (
 from tests.support.stores import Store
 
 
-def test_a_fault_strikes_when_it_is_due(proxy: Proxy) -> None:
+def test_fault_strikes_only_the_requests_that_are_due(proxy: Proxy) -> None:
     proxy.faults += [
         Fault("HeadObject", Respond(503), after=1, every=2, times=2),
         Fault("GetObject", Respond(500, "InternalError"), times=None),
@@ -40,17 +40,19 @@ def test_a_fault_strikes_when_it_is_due(proxy: Proxy) -> None:
     assert [fault.struck for fault in proxy.faults] == [2, 3, 0]
 
 
-def test_respond(proxy: Proxy, s3: Any, behind: Any) -> None:
+def test_respond_sends_an_error_instead_of_forwarding(
+    proxy: Proxy, s3: Any, direct_s3: Any
+) -> None:
     proxy.faults.append(Fault("PutObject", Respond(503, "SlowDown")))
-    with pytest.raises(ClientError, match="SlowDown") as refused:
+    with pytest.raises(ClientError, match="SlowDown") as error:
         s3.put_object(Bucket="bucket", Key="respond", Body=OBJECT)
-    assert refused.value.response["ResponseMetadata"]["HTTPStatusCode"] == 503
-    assert "respond" not in keys(behind)
+    assert error.value.response["ResponseMetadata"]["HTTPStatusCode"] == 503
+    assert "respond" not in object_keys(direct_s3)
     assert proxy.requests[0].received == len(OBJECT)
     assert proxy.requests[0].completed
 
 
-def test_reset_of_a_request(proxy: Proxy, behind: Any) -> None:
+def test_request_is_reset_after_so_many_bytes(proxy: Proxy, direct_s3: Any) -> None:
     proxy.faults.append(Fault("PutObject", ResetRequest(after_bytes=1_000)))
     with dial(proxy.url) as connection:
         connection.sendall(PUT % 2_000 + bytes(1_000))
@@ -58,11 +60,11 @@ def test_reset_of_a_request(proxy: Proxy, behind: Any) -> None:
             connection.recv(1)
     assert proxy.requests[0].received == 1_000
     assert proxy.requests[0].status is None
-    assert "put" not in keys(behind)
+    assert "put" not in object_keys(direct_s3)
 
 
 @pytest.mark.parametrize("after_bytes", [0, 1, 100_000, len(OBJECT), len(OBJECT) + 1])
-def test_reset_of_an_answer(proxy: Proxy, after_bytes: int) -> None:
+def test_response_is_reset_after_so_many_bytes(proxy: Proxy, after_bytes: int) -> None:
     proxy.faults.append(Fault("GetObject", Reset(after_bytes)))
     with dial(proxy.url) as connection:
         connection.sendall(GET)
@@ -74,7 +76,7 @@ def test_reset_of_an_answer(proxy: Proxy, after_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("after_bytes", [0, 1, 100_000, len(OBJECT), len(OBJECT) + 1])
-def test_truncated_answer(proxy: Proxy, after_bytes: int) -> None:
+def test_response_is_truncated_after_so_many_bytes(proxy: Proxy, after_bytes: int) -> None:
     proxy.faults.append(Fault("GetObject", Truncate(after_bytes)))
     with dial(proxy.url) as connection:
         connection.sendall(GET)
@@ -83,7 +85,7 @@ def test_truncated_answer(proxy: Proxy, after_bytes: int) -> None:
     assert not proxy.requests[0].completed
 
 
-def test_an_answer_without_a_body_can_be_cut(proxy: Proxy) -> None:
+def test_response_without_a_body_can_be_reset(proxy: Proxy) -> None:
     proxy.faults.append(Fault("HeadObject", Reset()))
     with dial(proxy.url) as connection:
         connection.sendall(GET.replace(b"GET", b"HEAD"))
@@ -93,7 +95,7 @@ def test_an_answer_without_a_body_can_be_cut(proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize("after_bytes", [0, 100_000])
-def test_stall(proxy: Proxy, after_bytes: int) -> None:
+def test_stall_delays_the_rest_of_the_response(proxy: Proxy, after_bytes: int) -> None:
     proxy.faults.append(Fault("GetObject", Stall(0.1, after_bytes)))
     started = time.monotonic()
     assert httpx.get(f"{proxy.url}/bucket/object").content == OBJECT
@@ -101,7 +103,7 @@ def test_stall(proxy: Proxy, after_bytes: int) -> None:
     assert proxy.requests[0].completed
 
 
-def test_a_stall_ends_with_the_proxy(moto: Store, behind: Any) -> None:
+def test_stall_ends_when_the_proxy_closes(moto: Store, direct_s3: Any) -> None:
     with Proxy(moto.endpoint_url) as proxy:
         proxy.faults.append(Fault("GetObject", Stall(FOREVER, 1_000)))
         connection = dial(proxy.url)
@@ -114,7 +116,7 @@ def test_a_stall_ends_with_the_proxy(moto: Store, behind: Any) -> None:
         connection.recv(1)
 
 
-def test_a_stall_ends_with_its_client(proxy: Proxy) -> None:
+def test_stall_ends_when_the_client_closes(proxy: Proxy) -> None:
     proxy.faults.append(Fault("GetObject", Stall(FOREVER)))
     with dial(proxy.url) as connection:
         connection.sendall(GET)
@@ -122,14 +124,14 @@ def test_a_stall_ends_with_its_client(proxy: Proxy) -> None:
     until(lambda: proxy.open_connections == 0)
 
 
-def test_drip(proxy: Proxy) -> None:
+def test_drip_limits_the_rate_of_the_response(proxy: Proxy) -> None:
     proxy.faults.append(Fault("GetObject", Drip(bytes_per_second=10 * len(OBJECT))))
     started = time.monotonic()
     assert httpx.get(f"{proxy.url}/bucket/object").content == OBJECT
     assert time.monotonic() - started > 0.1
 
 
-def test_delay(proxy: Proxy, behind: Any) -> None:
+def test_delay_forwards_the_request_later(proxy: Proxy, direct_s3: Any) -> None:
     proxy.faults += [
         Fault("PutObject", Delay(0.1)),
         Fault("PutObject", Delay(FOREVER), after=1),
@@ -141,19 +143,19 @@ def test_delay(proxy: Proxy, behind: Any) -> None:
         connection.sendall(PUT % 10 + bytes(10))
         until(lambda: proxy.open_connections == 1)
     until(lambda: proxy.open_connections == 0)
-    assert "put" not in keys(behind)
+    assert "put" not in object_keys(direct_s3)
 
 
-def test_swallow(proxy: Proxy, s3: Any, behind: Any) -> None:
+def test_swallow_drops_the_response(proxy: Proxy, s3: Any, direct_s3: Any) -> None:
     proxy.faults.append(Fault("PutObject", Swallow()))
     with pytest.raises(ConnectionClosedError):
         s3.put_object(Bucket="bucket", Key="swallowed", Body=OBJECT)
-    assert "swallowed" in keys(behind)
+    assert "swallowed" in object_keys(direct_s3)
     assert proxy.requests[0].status is None
     assert not proxy.requests[0].completed
 
 
-def test_unplugged_it_refuses_and_cuts(proxy: Proxy) -> None:
+def test_unplugged_proxy_resets_and_refuses_connections(proxy: Proxy) -> None:
     proxy.faults.append(Fault("GetObject", Stall(FOREVER)))
     url = proxy.url
     with dial(url) as stalled, dial(url) as idle:
@@ -173,7 +175,7 @@ def test_unplugged_it_refuses_and_cuts(proxy: Proxy) -> None:
     assert httpx.get(f"{url}/bucket/object").content == OBJECT
 
 
-def test_a_store_that_is_down_is_one_that_resets(proxy: Proxy) -> None:
+def test_unreachable_store_resets_the_connection(proxy: Proxy) -> None:
     with Proxy(proxy.url) as outer, dial(outer.url) as connection:
         proxy.unplug()
         connection.sendall(GET)
@@ -181,7 +183,7 @@ def test_a_store_that_is_down_is_one_that_resets(proxy: Proxy) -> None:
             connection.recv(1)
 
 
-def test_closed_it_leaves_nothing(moto: Store) -> None:
+def test_closed_proxy_leaves_no_thread_and_no_socket(moto: Store) -> None:
     for _ in range(20):
         with Proxy(moto.endpoint_url) as proxy:
             url = proxy.url

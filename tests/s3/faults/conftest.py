@@ -1,4 +1,4 @@
-"""A service that reaches its store through the fault proxy."""
+"""A service that uses its store through the fault proxy."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,7 @@ PART = SMALL_PART
 
 
 @pytest.fixture(scope="package")
-def shared(store: Store, s3: Any) -> Iterator[tuple[Service, Proxy]]:
+def service_and_proxy(store: Store, s3: Any) -> Iterator[tuple[Service, Proxy]]:
     with pytest.MonkeyPatch.context() as patch, Proxy(store.endpoint_url) as proxy:
         patch.setattr(retries, "MAX_BACKOFF", 0.1)
         with running_service(store, s3, endpoint_url=proxy.url, part_size=PART) as service:
@@ -23,17 +23,17 @@ def shared(store: Store, s3: Any) -> Iterator[tuple[Service, Proxy]]:
 
 
 @pytest.fixture
-def proxy(shared: tuple[Service, Proxy]) -> Iterator[Proxy]:
-    _, proxy = shared
+def proxy(service_and_proxy: tuple[Service, Proxy]) -> Iterator[Proxy]:
+    _, proxy = service_and_proxy
     proxy.requests.clear()
     yield proxy
     proxy.faults.clear()
 
 
 @pytest.fixture
-def proxied(shared: tuple[Service, Proxy], proxy: Proxy) -> Iterator[Service]:
-    """A service that reaches its store through the proxy; its bucket is empty at first."""
-    service, _ = shared
+def proxied(service_and_proxy: tuple[Service, Proxy], proxy: Proxy) -> Iterator[Service]:
+    """A service that uses its store through the proxy. Its bucket is empty at first."""
+    service, _ = service_and_proxy
     yield service
     proxy.faults.clear()
     until(lambda: not service.multipart_uploads())

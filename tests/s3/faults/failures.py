@@ -1,4 +1,4 @@
-"""Failures of S3, and what has to come of them."""
+"""Faults of S3 and bundles for these tests, and the check of an upload that fails."""
 
 from tests.support.clients.signing import random_bytes
 from tests.support.polling import until
@@ -7,7 +7,7 @@ from tests.support.services.thread import SMALL_PART, Service
 
 PART = SMALL_PART
 SMALL, LARGE = (random_bytes(7, size) for size in (1000, 2 * PART + 1000))
-DOWN, REFUSED = Respond(503, "ServiceUnavailable"), Respond(403, "AccessDenied")
+UNAVAILABLE, DENIED = Respond(503, "ServiceUnavailable"), Respond(403, "AccessDenied")
 WRITES = {
     "PutObject": SMALL,
     "CreateMultipartUpload": LARGE,
@@ -21,16 +21,17 @@ def operations(proxy: Proxy) -> list[str]:
     return [request.operation for request in proxy.requests]
 
 
-def nothing_left(service: Service) -> bool:
+def is_bucket_empty(service: Service) -> bool:
     return not service.objects() and not service.multipart_uploads()
 
 
-def refuses_and_leaves_nothing(proxied: Service, proxy: Proxy, fault: Fault, bundle: bytes) -> None:
+def check_failed_upload(proxied: Service, proxy: Proxy, fault: Fault, bundle: bytes) -> None:
+    """Upload through a fault: the response has to be 503, and S3 must keep nothing."""
     proxy.faults.append(fault)
-    answer = proxied.http.post("/upload", content=bundle)
-    assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
-    assert "Retry-After" in answer.headers
-    until(lambda: nothing_left(proxied), seconds=10)
+    response = proxied.http.post("/upload", content=bundle)
+    assert (response.status_code, response.json()["code"]) == (503, "storage_unavailable")
+    assert "Retry-After" in response.headers
+    until(lambda: is_bucket_empty(proxied), seconds=10)
 
 
 NO_SUCH_UPLOAD = Respond(404, "NoSuchUpload")

@@ -1,4 +1,4 @@
-"""What the fault proxy passes on unchanged."""
+"""The fault proxy without a fault: it forwards requests and responses unchanged."""
 
 import asyncio
 import select
@@ -11,7 +11,15 @@ import aioboto3
 import pytest
 from botocore.exceptions import ClientError
 
-from tests.s3.fault_proxy.scripted_store import GET, OBJECT, PUT, keys, options, read_head, scripted
+from tests.s3.fault_proxy.scripted_store import (
+    GET,
+    OBJECT,
+    PUT,
+    client_options,
+    object_keys,
+    read_head,
+    scripted_store,
+)
 from tests.support.clients.sockets import dial, read_all, read_exactly
 from tests.support.polling import until
 from tests.support.proxy import (
@@ -54,25 +62,25 @@ from tests.support.proxy import (
         ("PATCH", "/b/k", [], "Unknown"),
     ],
 )
-def test_operations_have_s3s_own_names(
+def test_operations_have_the_names_of_the_s3_api(
     method: str, target: str, headers: list[str], name: str
 ) -> None:
     assert operation_name(method, target, headers) == name
 
 
-def test_everything_passes_and_is_on_record(proxy: Proxy, s3: Any) -> None:
+def test_all_requests_are_forwarded_and_recorded(proxy: Proxy, s3: Any) -> None:
     part = bytes(5 * 1024 * 1024)
-    where = {"Bucket": "bucket", "Key": "passes"}
-    upload = {**where, "UploadId": s3.create_multipart_upload(**where)["UploadId"]}
+    location = {"Bucket": "bucket", "Key": "forwarded"}
+    upload = {**location, "UploadId": s3.create_multipart_upload(**location)["UploadId"]}
     etag = s3.upload_part(**upload, PartNumber=1, Body=part)["ETag"]
     s3.complete_multipart_upload(
         **upload, MultipartUpload={"Parts": [{"ETag": etag, "PartNumber": 1}]}
     )
-    s3.head_object(**where)
-    assert s3.get_object(**where)["Body"].read() == part
-    s3.delete_object(**where)
+    s3.head_object(**location)
+    assert s3.get_object(**location)["Body"].read() == part
+    s3.delete_object(**location)
 
-    assert [(seen.operation, seen.status) for seen in proxy.requests] == [
+    assert [(request.operation, request.status) for request in proxy.requests] == [
         ("CreateMultipartUpload", 200),
         ("UploadPart", 200),
         ("CompleteMultipartUpload", 200),
@@ -80,95 +88,95 @@ def test_everything_passes_and_is_on_record(proxy: Proxy, s3: Any) -> None:
         ("GetObject", 200),
         ("DeleteObject", 204),
     ]
-    assert all(seen.completed for seen in proxy.requests)
+    assert all(request.completed for request in proxy.requests)
     assert proxy.requests[1].received == len(part)
     assert proxy.requests[3].sent == 0
     assert proxy.requests[4].sent == len(part)
-    assert proxy.requests[4].target == "/bucket/passes"
+    assert proxy.requests[4].target == "/bucket/forwarded"
     assert proxy.requests[4].headers["host"] == proxy.url.removeprefix("http://")
 
 
-def test_a_client_that_waits_for_100_continue_gets_it(proxy: Proxy, behind: Any) -> None:
+def test_client_that_waits_for_100_continue_receives_it(proxy: Proxy, direct_s3: Any) -> None:
     async def put() -> None:
-        async with aioboto3.Session().client(**options(proxy.url)) as s3:
+        async with aioboto3.Session().client(**client_options(proxy.url)) as s3:
             await s3.put_object(Bucket="bucket", Key="continued", Body=OBJECT, Tagging="a=b")
             with pytest.raises(ClientError, match="SlowDown"):
                 await s3.put_object(Bucket="bucket", Key="refused", Body=OBJECT)
 
     proxy.faults.append(Fault("PutObject", Respond(503, "SlowDown"), after=1))
     asyncio.run(put())
-    assert "continued" in keys(behind)
-    assert "refused" not in keys(behind)
-    for seen in proxy.requests:
-        assert seen.headers["expect"] == "100-continue"
-        assert seen.received >= len(OBJECT)
+    assert "continued" in object_keys(direct_s3)
+    assert "refused" not in object_keys(direct_s3)
+    for request in proxy.requests:
+        assert request.headers["expect"] == "100-continue"
+        assert request.received >= len(OBJECT)
 
 
-def test_heads_and_chunks_pass_as_they_are_for_as_long_as_the_store_keeps_a_connection() -> None:
-    answer = b"HTTP/1.1 200 OK\r\nX-Case: Kept\r\nTransfer-Encoding: chunked\r\n\r\n"
+def test_heads_and_chunks_are_forwarded_unchanged_when_the_store_closes_connections() -> None:
+    response_head = b"HTTP/1.1 200 OK\r\nX-Case: Kept\r\nTransfer-Encoding: chunked\r\n\r\n"
     chunks = b"3\r\nabc\r\n0\r\n\r\n"
-    heads: list[bytes] = []
+    request_heads: list[bytes] = []
 
     def script(connection: socket.socket) -> None:
-        heads.append(read_head(connection))
-        connection.sendall(answer + chunks)
+        request_heads.append(read_head(connection))
+        connection.sendall(response_head + chunks)
 
-    with scripted(script) as url, Proxy(url) as proxy, dial(proxy.url) as connection:
+    with scripted_store(script) as url, Proxy(url) as proxy, dial(proxy.url) as connection:
         for _ in range(3):
             connection.sendall(GET)
-            assert read_exactly(connection, len(answer + chunks)) == answer + chunks
+            assert read_exactly(connection, len(response_head + chunks)) == response_head + chunks
         assert proxy.open_connections == 1
-        assert all(seen.completed and seen.sent == 3 for seen in proxy.requests)
-    assert heads == [GET] * 3
+        assert all(request.completed and request.sent == 3 for request in proxy.requests)
+    assert request_heads == [GET] * 3
 
 
-def test_an_answer_that_comes_before_the_bodys_end_arrives() -> None:
+def test_response_before_the_end_of_the_request_is_forwarded() -> None:
     def script(connection: socket.socket) -> None:
         read_head(connection)
         connection.sendall(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n")
         read_all(connection)
 
-    with scripted(script) as url, Proxy(url) as proxy, dial(proxy.url) as connection:
+    with scripted_store(script) as url, Proxy(url) as proxy, dial(proxy.url) as connection:
         connection.sendall(PUT % 10 + b"early")
         assert read_head(connection).startswith(b"HTTP/1.1 403")
         connection.sendall(b" rest" + GET)
         assert read_head(connection).startswith(b"HTTP/1.1 403")
-        assert [seen.received for seen in proxy.requests] == [10, 0]
+        assert [request.received for request in proxy.requests] == [10, 0]
 
 
-def test_a_store_that_breaks_off_is_one_that_resets() -> None:
+def test_response_that_the_store_cuts_off_is_reset() -> None:
     def script(connection: socket.socket) -> None:
         read_head(connection)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort")
 
-    with scripted(script) as url, Proxy(url) as proxy, dial(proxy.url) as connection:
+    with scripted_store(script) as url, Proxy(url) as proxy, dial(proxy.url) as connection:
         connection.sendall(GET)
         with pytest.raises(ConnectionResetError):
             read_all(connection)
         assert not proxy.requests[0].completed
 
 
-def test_a_client_that_goes_has_gone_for_the_store() -> None:
-    gone = threading.Event()
+def test_connection_to_the_store_is_closed_when_the_client_closes() -> None:
+    closed = threading.Event()
 
     def script(connection: socket.socket) -> None:
         read_head(connection)
         with suppress(ConnectionError):
             assert read_all(connection) == b""
-        gone.set()
+        closed.set()
 
-    with scripted(script) as url, Proxy(url) as proxy:
+    with scripted_store(script) as url, Proxy(url) as proxy:
         with dial(proxy.url) as connection:
             connection.sendall(GET)
             until(lambda: proxy.open_connections == 1)
-        assert gone.wait(5)
+        assert closed.wait(5)
         until(lambda: proxy.open_connections == 0)
         assert proxy.requests[0].status is None
 
 
-def test_who_does_not_read_is_not_read_for() -> None:
+def test_proxy_stops_reading_from_the_store_while_the_client_does_not_read() -> None:
     size = 32 * 1024 * 1024
-    taken: list[int] = []
+    accepted: list[int] = []
 
     def script(connection: socket.socket) -> None:
         read_head(connection)
@@ -176,12 +184,12 @@ def test_who_does_not_read_is_not_read_for() -> None:
         sent = 0
         while sent < size and select.select([], [connection], [], 0.1)[1]:
             sent += connection.send(bytes(min(65_536, size - sent)))
-        taken.append(sent)
+        accepted.append(sent)
         connection.sendall(bytes(size - sent))
 
-    with scripted(script) as url, Proxy(url) as proxy, dial(proxy.url) as connection:
+    with scripted_store(script) as url, Proxy(url) as proxy, dial(proxy.url) as connection:
         connection.sendall(GET)
-        until(lambda: bool(taken))
-        assert taken[0] < size / 2
+        until(lambda: bool(accepted))
+        assert accepted[0] < size / 2
         read_head(connection)
         assert len(read_exactly(connection, size)) == size
