@@ -1,9 +1,10 @@
 """The routes of the API: each function parses its request's headers and creates the response."""
 
+import asyncio
 import re
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from typing import Literal, TypedDict, overload
 from uuid import UUID
 
@@ -21,7 +22,7 @@ from service.errors import ClientGone, MalformedHeader, MissingHeader, NotFound,
 from service.http import about, forms
 from service.http.health import Readiness
 from service.http.responses import BundleResponse, cancel_on_disconnect, http_date
-from service.http.slow_clients import ClientRate, ClientTimeout
+from service.http.slow_clients import ClientRate
 from service.telemetry import metrics, timing
 from service.telemetry.metrics import Metrics
 
@@ -224,17 +225,17 @@ def _bundle_id(request: Request[State]) -> UUID:
 async def _body(request: Request[State]) -> AsyncGenerator[bytes, None]:
     """Yield the request's body as it arrives. Raises `UploadTimeout` if the client is too slow."""
     rate, more = ClientRate(request.state["read_timeout"]), True
-    with closing(ClientTimeout(rate)) as timeout:
-        while more:
-            started = time.monotonic()
-            try:
-                with timing.measure("client"), timeout:
+    while more:
+        started = time.monotonic()
+        try:
+            with timing.measure("client"):
+                async with asyncio.timeout(rate.time_left):
                     message = await request.receive()
-            except TimeoutError as error:
-                raise UploadTimeout from error
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            more, chunk = message.get("more_body", False), message.get("body", b"")
-            rate.record(time.monotonic() - started, len(chunk))
-            if chunk:
-                yield chunk
+        except TimeoutError as error:
+            raise UploadTimeout from error
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        more, chunk = message.get("more_body", False), message.get("body", b"")
+        rate.record(time.monotonic() - started, len(chunk))
+        if chunk:
+            yield chunk

@@ -37,6 +37,9 @@ CALL_TIMEOUT = 30.0
 MIN_UPLOAD_RATE = 128 * 1024
 """Bytes per second. A call that sends a body may take longer by its size at this rate."""
 
+READ_SIZE = 256 * 1024
+"""Bytes of a response body that are read at a time, at most."""
+
 LOG_INTERVAL = 60.0
 """Seconds until the same problem with S3 is logged again."""
 
@@ -116,16 +119,10 @@ class S3Calls:
             self.metrics.s3.labels(operation, outcome).observe(seconds)
 
     async def read_chunk(self, body: StreamingBody) -> bytes:
-        """Return the next bytes of a body that is not at its end. Raises `BodyInterrupted`.
-
-        Reads from aiohttp's stream, because aiobotocore's cuts every chunk to size and copies it.
-        """
+        """Return the next bytes of a body that is not at its end. Raises `BodyInterrupted`."""
         try:
             with timing.measure("s3"):
-                chunk: bytes = (await body.content.readchunk())[0]
-                # aiohttp returns an empty chunk where a chunk of the HTTP encoding ends.
-                while not chunk and not body.content.at_eof():
-                    chunk = (await body.content.readchunk())[0]
+                chunk = await body.read(READ_SIZE)
         except _NO_RESPONSE as error:
             raise BodyInterrupted from error
         if not chunk:

@@ -40,7 +40,7 @@ def test_all_variants_are_compared_and_drawn_with_a_far_store(store: Store) -> N
 
 @only_ci
 def test_scaling_and_memory_are_measured(store: Store) -> None:
-    workload = Workload("download", 4096, 2, max_transfers=1)
+    workload = Workload("download", 1 << 20, 2, max_transfers=1)
     with bench.deploy(store, 0, replicas=2) as deployment:
         memory = uvloop.run(bench.measure_memory(deployment, uploads=2, size=6 << 20))
         [scaling] = uvloop.run(bench.measure_scaling(deployment, ROUNDS, workloads=[workload]))
