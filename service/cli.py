@@ -1,4 +1,7 @@
-"""The commands: each parses its arguments, loads the settings, and returns an exit code."""
+"""The commands `serve`, `init-bucket` and `check`.
+
+They exit with 1 after a failure, and with 2 if an argument or a setting is wrong.
+"""
 
 import asyncio
 import dataclasses
@@ -12,7 +15,7 @@ import click
 from service import __version__, settings
 from service.app import create_app
 from service.drain import Drain
-from service.errors import AddressInUse, BucketError, SettingsError
+from service.errors import BucketError, ListenError, SettingsError
 from service.http.server.listener import listen, url
 from service.http.server.server import Server
 from service.s3 import bucket, check, devstore
@@ -68,7 +71,7 @@ def serve(*, dev: bool = False) -> None:
     with ExitStack() as stack:
         try:
             listener = stack.enter_context(listen(config.host, config.port))
-        except AddressInUse as error:
+        except ListenError as error:
             raise click.ClickException(str(error)) from error
         if dev:
             stack.enter_context(_dev_store())

@@ -8,13 +8,13 @@ The tree:
     ├── PreconditionFailed, RangeNotSatisfiable                      the proof is right, but
     │                                                                the condition or range is not
     ├── NotFound                                                     no such bundle
-    ├── BundleTooLarge, UploadTimeout                                the upload was abandoned
-    ├── DigestMismatch, HmacMismatch                                 the upload is corrupt
+    ├── BundleTooLarge, UploadTimeout                                the server stopped the upload
+    ├── DigestMismatch, HmacMismatch                                 the bytes contradict a header
     ├── Overloaded, Draining                                         this replica cannot serve now
     └── StorageUnavailable                                           S3 failed
 
     ClientGone                                                       the client disconnected
-    SettingsError, AddressInUse, BucketError                         for the command line
+    SettingsError, ListenError, BucketError                          for the command line
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class HistoryError(Exception):
     """An error that is reported to the client.
 
     `code` never changes. `detail` is one sentence that says what to do. It is sent to the client
-    as it stands, so it must not contain the cause: chain that with `from`.
+    unchanged, so it must not contain internal causes: chain those with `from`.
     """
 
     code: ClassVar[str]
@@ -114,7 +114,7 @@ class DigestMismatch(HistoryError):
 
 
 class HmacMismatch(HistoryError):
-    """The received bytes do not have the HMAC `X-HMAC` under the signing key of the upload."""
+    """The received bytes do not have the HMAC in `X-HMAC` under the signing key of the upload."""
 
     code = "hmac_mismatch"
     default_detail = (
@@ -134,7 +134,7 @@ class PreconditionFailed(HistoryError):
 
 
 class RangeNotSatisfiable(HistoryError):
-    """The range starts after the end of the bundle; `size` is the bundle's length in bytes."""
+    """The range contains no byte of the bundle; `size` is the bundle's length in bytes."""
 
     code = "range_not_satisfiable"
 
@@ -188,7 +188,7 @@ class SettingsError(Exception):
         self.mistakes = tuple(mistakes)
 
 
-class AddressInUse(Exception):
+class ListenError(Exception):
     """The service cannot listen on the configured address; the message says what to do."""
 
 

@@ -1,8 +1,8 @@
 """The settings: environment variables named HISTORY_*, checked when the process starts.
 
-No other module reads them. AWS's own variables (AWS_PROFILE, AWS_ENDPOINT_URL_S3, IAM roles …) are
-left to botocore. The exception is AWS_REGION: other AWS SDKs read it, but botocore does not, so it
-is read here and passed on.
+No other module reads them. botocore itself reads AWS's variables (AWS_PROFILE, AWS_ENDPOINT_URL_S3
+…), profiles and roles. The exception is AWS_REGION: other AWS SDKs read it, but botocore does not,
+so it is read here and passed on.
 """
 
 import os
@@ -132,9 +132,9 @@ class Settings(BaseSettings):
     part_size: Annotated[
         Bytes, AfterValidator(_between(5 << 20, 5 << 30, "from 5MiB to 5GiB (S3's bounds)"))
     ] = 8 << 20
-    memory_budget: Annotated[Bytes, AfterValidator(_between(1, 1 << 50, "at least 1MiB"))] = (
-        256 << 20
-    )
+    memory_budget: Annotated[
+        Bytes, AfterValidator(_between(1, 1 << 50, "from 10MiB to 1048576GiB"))
+    ] = 256 << 20
     queue_timeout: Timeout = 10
     read_timeout: Timeout = 30
     drain_timeout: Timeout = 30

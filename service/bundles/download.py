@@ -1,4 +1,4 @@
-"""The bytes of an authorized download, and what is released when it ends."""
+"""The bytes of an authorized download, and the memory that it holds until it ends."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -26,7 +26,10 @@ class Content(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """An authorized download of the bytes `part`, or of all; `content` is `None` for HEAD."""
+    """An authorized download of one byte range or of a whole bundle.
+
+    `part` is `None` for a whole bundle. `content` is `None` for HEAD.
+    """
 
     record: BundleRecord
     stat: ObjectStat

@@ -1,6 +1,6 @@
 """The memory limit for bundle data: how many bytes all transfers of this process may hold.
 
-- A transfer acquires memory before it sends a request to S3, and releases it when it ends.
+- A transfer acquires memory before it reads bytes of a bundle, and releases it when it ends.
 - A transfer that cannot get memory waits, first come, first served. While it waits it reads
   nothing from its client, so TCP slows the client down. Waiting is limited by the queue timeout.
 - A transfer that holds a part never waits for a second one. It uses a second part only if that is
@@ -24,9 +24,11 @@ SLOT_SIZE = 256 * 1024
 
 
 class Memory:
-    """The memory of a process: parts with `total` bytes in all, and small slots beside them.
+    """The two memory pools of a process.
 
-    `total` has to be at least two parts.
+    `parts` has `total` bytes, for the parts of uploads and for downloads; `total` has to be at
+    least the size of two parts. `slots` is a small extra pool, in which uploads of unknown length
+    start.
     """
 
     def __init__(self, total: int, *, timeout: float) -> None:
@@ -80,8 +82,8 @@ class MemoryPool:
                 raise Overloaded from error
             raise
 
-    def give_back(self, size: int, pages: mmap.mmap | None) -> None:
-        """Take `size` bytes back from an allocation, perhaps with `pages` that can be reused."""
+    def release(self, size: int, pages: mmap.mmap | None) -> None:
+        """Free `size` bytes of an allocation; `pages` can be used for another one."""
         self.in_use -= size
         if pages is not None:
             self._cache.put(pages)
@@ -127,7 +129,7 @@ class Allocation:
         if size < self.size:
             freed, self.size = self.size - size, size
             pages, self._pages = self._pages, None
-            self._pool.give_back(freed, pages)
+            self._pool.release(freed, pages)
 
     def release(self) -> None:
         self.shrink(0)

@@ -203,8 +203,8 @@ class BundleService:
         """Raise unless the proof opens the bundle.
 
         If neither the stored HMAC nor the receipt decides, the whole bundle is read and the result
-        describes that read. With `keep`, and if the bundle fits in one part, it holds the bytes,
-        and `resources` holds their memory.
+        describes that read. With `keep`, and if the bundle fits in one part, the result includes
+        the bytes, and `resources` releases their memory when it is closed.
         """
         self._refuse_while_draining()
         record = BundleRecord.from_tags(await self._storage.get_tags(bundle_id))

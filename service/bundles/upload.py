@@ -31,7 +31,7 @@ class UploadStorage(Protocol):
 
 
 class Upload:
-    """Call `start`, `write` and `complete`; after any error, call `roll_back`.
+    """One upload: call `start`, `write` and `complete`; after any error, call `roll_back`.
 
     An upload holds one buffer of `part_size` bytes, and a second one if that is free at once.
     """
@@ -182,7 +182,10 @@ class Upload:
 
 
 async def _remove(storage: UploadStorage, bundle_id: UUID, *, multipart: bool) -> None:
-    """Abort first: a CompleteMultipartUpload on its way then fails, or its object is deleted."""
+    """Abort the multipart uploads of a bundle, then delete its object.
+
+    In this order, a CompleteMultipartUpload on its way either fails, or its object is deleted.
+    """
     try:
         if multipart:
             await storage.abort_uploads(bundle_id)

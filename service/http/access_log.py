@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 class AccessLogMiddleware:
     """Logs and counts each request. The request id comes from the client, or is created here.
 
-    Bundle ids are shortened, because the id alone opens a bundle that was uploaded without an HMAC.
+    Bundle ids are shortened: with HISTORY_REQUIRE_HMAC=false, the id alone can open a bundle.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, routes: Sequence[BaseRoute]) -> None:

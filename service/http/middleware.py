@@ -50,8 +50,9 @@ _SLASHES = re.compile("/{2,}")
 def wrap(app: Starlette, metrics: Metrics, drain: Drain, *, cors_origins: Sequence[str]) -> ASGIApp:
     """Wrap `app` in all middleware.
 
-    CORS is outside of everything that creates errors, so that pages can read errors too. It answers
-    preflights itself. These may have a body, so early responses are outside of CORS.
+    CORS wraps everything that creates errors, so that pages can read errors too; only `draining`
+    after a cancelled request comes without CORS headers. CORS answers preflight requests itself.
+    These may have a body, so EarlyResponseMiddleware wraps CORS.
     """
     cors = PreflightMiddleware(
         RejectMalformedRequestMiddleware(app),
@@ -66,7 +67,7 @@ def wrap(app: Starlette, metrics: Metrics, drain: Drain, *, cors_origins: Sequen
 
 
 class PreflightMiddleware(CORSMiddleware):
-    """CORS. Every preflight is answered with 200: the browser itself enforces what is missing."""
+    """CORS with status 200 for every preflight: browsers block what its headers do not allow."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         response = super().preflight_response(request_headers)

@@ -28,7 +28,7 @@ from service.telemetry.metrics import Metrics
 
 
 class State(TypedDict):
-    """What the lifespan opens, and every request finds in its `state`."""
+    """The objects that the lifespan creates; each request has them in `request.state`."""
 
     bundles: BundleService
     readiness: Readiness

@@ -140,7 +140,9 @@ async def _public_access_block(client: S3Client, bucket: str, prefix: str) -> st
             await put(_BLOCKED_ON_CEPH)
             return "public access: blocked, except BlockPublicAcls (it stops uploads on this store)"
     except ClientError as error:
-        return _not_offered(error, "public access: this store has no block; keep its ACLs private")
+        return _not_offered(
+            error, "public access: block not offered by this store; keep the bucket's ACLs private"
+        )
     return "public access: blocked"
 
 
@@ -207,8 +209,8 @@ def _translate_errors(bucket: str) -> Iterator[None]:
     except ClientError as error:
         code = error_code(error)
         remedy = {
-            "403": f"these credentials may not use the bucket {bucket}, or it belongs to another "
-            "account: use other credentials, or set HISTORY_BUCKET to another bucket",
+            "403": f"these credentials have no access to the bucket {bucket}, or it belongs to "
+            "another account: use other credentials, or set HISTORY_BUCKET to another bucket",
             "BucketAlreadyExists": f"the bucket name {bucket} belongs to another account: set "
             "HISTORY_BUCKET to another name",
         }.get(code, str(error).removesuffix("."))

@@ -1,6 +1,7 @@
 """Calls to S3: each has a timeout, is counted, and has its errors translated.
 
-This module alone turns errors of botocore and aiohttp into this service's own.
+While the service runs, errors of botocore and aiohttp become errors of this service only here.
+`client` translates those at the start, `bucket` and `check` those of their commands.
 """
 
 from __future__ import annotations
@@ -53,7 +54,10 @@ _ABSENT = {"NoSuchKey", "PreconditionFailed", "412"}
 """S3's error codes if there is no such object, or none with the ETag in If-Match."""
 
 _ABSENT_ON_HEAD = {"404"}
-"""A response to HEAD has no body, so only its status tells. Elsewhere a bare 404 is not S3's."""
+"""A response to HEAD has no body, so only its status tells that the object does not exist.
+
+In other responses, a 404 without an error code does not come from S3.
+"""
 
 _UNREACHABLE = "S3 cannot be reached"
 _CODES_ON_HEAD = {"403": "AccessDenied", "404": "NoSuchBucket"}
@@ -70,7 +74,7 @@ class BodyInterrupted(Exception):
 
 
 class S3Calls:
-    """Makes every call to S3. The name of the `bucket` appears in log lines about problems."""
+    """Wraps every call to S3. The name of the `bucket` appears in log lines about problems."""
 
     def __init__(self, bucket: str, metrics: Metrics) -> None:
         self.metrics = metrics

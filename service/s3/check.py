@@ -42,9 +42,9 @@ _CONNECTION_PROBLEMS = {
         "does not exist",
         "run init-bucket, or set HISTORY_BUCKET to another",
     ),
-    "RequestTimeTooSkewed": ("clock", "too far off for S3", "set this machine's clock"),
+    "RequestTimeTooSkewed": ("clock", "more than 15 minutes off", "set this machine's clock"),
 }
-_DENIED = ("s3:ListBucket", "denied", "allow it to these credentials, or use others")
+_DENIED = ("s3:ListBucket", "denied", "allow it for these credentials, or use others")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,8 @@ def _check_clock(headers: Mapping[str, str], now: float) -> Finding:
 class _Probe:
     """An object and a multipart upload on which every permission is tried.
 
-    It has no tags, so it is not a bundle. The last of the attempts removes it.
+    The object has no valid record in its tags, so it is not a bundle. The attempts for
+    AbortMultipartUpload and DeleteObject remove both again.
     """
 
     def __init__(self, client: S3Client, bucket: str, key: str) -> None:
@@ -232,7 +233,7 @@ async def _check_lifecycle(client: S3Client, bucket: str, prefix: str, retention
     if any(expiration < days for expiration in expirations):
         problem = (
             f"bundles are removed after {min(expirations)} days, but have to be kept for "
-            f"{retention / 86_400:g}"
+            f"{retention / 86_400:g} days: the rule has to keep them for {days} days"
         )
     elif not any("Expiration" in rule for rule in covering):
         problem = f"no rule removes the objects under {prefix}"
@@ -240,7 +241,7 @@ async def _check_lifecycle(client: S3Client, bucket: str, prefix: str, retention
         problem = "no rule aborts abandoned multipart uploads"
     if problem is None:
         return Finding("lifecycle", f"bundles are removed after {min(expirations)} days")
-    remedy = "run init-bucket, and make conflicting rules of others longer"
+    remedy = "run init-bucket, and change every other rule that removes bundles earlier"
     return Finding("lifecycle", problem, remedy)
 
 
@@ -265,6 +266,7 @@ async def _check_public_access(client: S3Client, bucket: str, *_: object) -> Fin
         flags: Mapping[str, Any] = {}
     else:
         flags = response["PublicAccessBlockConfiguration"]
+    # Not BlockPublicAcls: init-bucket leaves it off on stores where it stops uploads.
     required = ("IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
     if missing := [name for name in required if not flags.get(name)]:
         return Finding("public access", f"{missing[0]} is not set", "run init-bucket")
@@ -294,5 +296,5 @@ def _unreadable(subject: str, error: ClientError) -> Finding:
             "allow these credentials s3:GetLifecycleConfiguration, s3:GetBucketPublicAccessBlock "
             "and s3:GetBucketVersioning, or check it yourself"
         )
-        return Finding(subject, f"may not be read ({code})", remedy)
+        return Finding(subject, f"reading is denied ({code})", remedy)
     return Finding(subject, f"not offered by this store ({code})")

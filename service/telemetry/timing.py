@@ -1,4 +1,7 @@
-"""The current request: its id, and how long it has waited for its client, for memory and for S3."""
+"""The current request: its id, and how long it has waited for its client, for memory and for S3.
+
+The access log starts the timing and reports it. The code that waits adds to it with `measure`.
+"""
 
 import time
 from contextvars import Context, ContextVar, copy_context

@@ -91,7 +91,7 @@ def test_document_has_every_error_code_with_its_status() -> None:
         for status, response in responses(operation):
             problem = response.get("content", {}).get("application/problem+json")
             if problem is None:
-                assert status < 400 or operation["operationId"] == "inspect"
+                assert status < 400 or operation["operationId"] == "headBundle"
                 continue
             code = problem["schema"]["allOf"][1]["properties"]["code"]
             codes = code.get("enum") or [code["const"]]

@@ -105,7 +105,7 @@ def test_bucket_created_by_another_process_at_the_same_time_is_used(
 @pytest.mark.parametrize(
     ("operation", "message"),
     [
-        ("PutPublicAccessBlock", "public access: this store has no block"),
+        ("PutPublicAccessBlock", "public access: block not offered by this store"),
         ("PutBucketEncryption", "encryption: not offered by this store"),
     ],
 )
@@ -130,7 +130,7 @@ def test_missing_feature_of_a_store_is_reported_and_skipped(
 @pytest.mark.parametrize(
     ("operation", "response", "message"),
     [
-        ("HeadBucket", Respond(403, "AccessDenied"), "may not use the bucket"),
+        ("HeadBucket", Respond(403, "AccessDenied"), "no access to the bucket"),
         ("CreateBucket", Respond(409, "BucketAlreadyExists"), "belongs to another account"),
         ("PutBucketLifecycleConfiguration", Respond(403, "AccessDenied"), "AccessDenied"),
         ("PutPublicAccessBlock", Respond(403, "AccessDenied"), "AccessDenied"),

@@ -2,9 +2,11 @@
 
     server        the server process: startup, signals, draining
     listener      the socket that the server listens on
-    connection    one connection: timeouts for its request heads and its readers
-    transport     flow control in both directions
+    connection    one connection: timeouts for request heads and for slow readers
+    transport     when to resume reading, and how much the client has received
     parser        h11's parser with limits
+
+`cli` opens the listener and runs the server.
 
 uvicorn runs with h11. httptools loses the body of a POST with `Upgrade: h2c`, which the JDK's
 client sends, accepts heads of any length, and merges trailers into the headers.

@@ -26,13 +26,13 @@ from service.http.slow_clients import DISCARD_TIMEOUT, ClientRate
 _log = logging.getLogger(__name__)
 
 HEAD_TIMEOUT = 15.0
-"""Seconds for a request's head, from the connection or from the head's first byte."""
+"""Seconds for a request's head, from the start of the connection or of a later head."""
 
 LAST_HEAD_TIMEOUT = 2.0
 """Seconds to complete a head that is incomplete when the server shuts down."""
 
 RATE_CHECK_INTERVAL = 1.0
-"""Seconds between checks of how much of a response a slow client has received, at most."""
+"""The longest time between two checks of a slow client's download, in seconds."""
 
 SMALL_READ = 16 * 1024
 """Bytes that are read at a time, unless the application waits for a body."""
@@ -143,8 +143,8 @@ class Connection(H11Protocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """Keep the connection open for the response if the client has only closed its own side.
 
-        Only after a complete POST. A client whose body ends early, or that stops reading a
-        download, has gone.
+        This applies only after a complete POST. A client that closes its side in the middle of a
+        body, or during a download, counts as disconnected.
         """
         responding = self.cycle is not None and not self.cycle.response_complete
         if not responding or self.cycle.more_body or self.scope["method"] != "POST":

@@ -3,14 +3,14 @@
 import os
 import socket
 
-from service.errors import AddressInUse
+from service.errors import ListenError
 
 UNSENT_BYTES = 128 * 1024
 """Bytes that the kernel buffers for a client before the server stops writing."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind a TCP socket; port 0 means any free port. Raises `AddressInUse`."""
+    """Bind a TCP socket; port 0 means any free port. Raises `ListenError`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server(
@@ -19,7 +19,7 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         # The error's own text would repeat the address.
         reason = os.strerror(error.errno) if error.errno else error
-        raise AddressInUse(
+        raise ListenError(
             f"Cannot listen on {host} port {port} ({reason}): "
             "set HISTORY_HOST and HISTORY_PORT to a free address, or HISTORY_PORT=0 for any port."
         ) from error

@@ -1,4 +1,7 @@
-"""Flow control in both directions of a connection."""
+"""The two directions of a connection: when to read on, and how much the client has received.
+
+`connection` puts these classes in the place of uvicorn's flow control and transport.
+"""
 
 import asyncio
 import fcntl
