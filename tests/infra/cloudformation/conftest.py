@@ -1,10 +1,10 @@
-"""The service's template as it is deployed."""
+"""The template of the service, with its parameters."""
 
 import pytest
 
-from tests.infra.cloudformation.templates import PAIR, Template
+from tests.infra.cloudformation.templates import BUCKET_TEMPLATE, Template
 
 
 @pytest.fixture
 def service_template() -> Template:
-    return Template("service", imports=PAIR.exports(), BucketStack="history", Tag="1")
+    return Template("service", imports=BUCKET_TEMPLATE.exports(), BucketStack="history", Tag="1")

@@ -1,4 +1,4 @@
-"""Which S3 operations the service's modules call, and which IAM actions those need."""
+"""The S3 operations that the service calls, and the IAM actions that they need."""
 
 import ast
 from collections import defaultdict
@@ -11,7 +11,7 @@ from tests.support.repository import ROOT, module_name
 SERVICE = ROOT / "service"
 
 OPERATIONS: dict[str, str] = boto3.client("s3", region_name="us-east-1").meta.method_to_api_mapping
-"""A client's methods, and S3's names of what they do."""
+"""The methods of a boto3 client, and the S3 operations that they call."""
 
 ACTIONS = {
     "AbortMultipartUpload": "s3:AbortMultipartUpload",
@@ -36,28 +36,31 @@ ACTIONS = {
     "PutPublicAccessBlock": "s3:PutBucketPublicAccessBlock",
     "UploadPart": "s3:PutObject",
 }
-"""As the Service Authorization Reference has them; a new operation wants a line here."""
+"""Operations and the actions they need, from AWS's Service Authorization Reference.
+
+Add a line here when the service calls a new operation.
+"""
 
 
-def callers(module: str) -> dict[str, set[str]]:
-    """IAM actions that a module needs, each with the functions and methods that need it."""
-    return _callers(SERVICE / "s3" / f"{module}.py")
+def callers_by_action(module: str) -> dict[str, set[str]]:
+    """Return the IAM actions that a module needs, each with the functions that need it."""
+    return _callers_in(SERVICE / "s3" / f"{module}.py")
 
 
-def modules() -> set[str]:
-    """Return the modules that call S3, by their dotted names."""
-    return {module_name(path) for path in SERVICE.rglob("*.py") if _callers(path)}
+def modules_that_call_s3() -> set[str]:
+    """Return the dotted names of the modules that call S3."""
+    return {module_name(path) for path in SERVICE.rglob("*.py") if _callers_in(path)}
 
 
-def _callers(path: Path) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = defaultdict(set)
+def _callers_in(path: Path) -> dict[str, set[str]]:
+    callers: dict[str, set[str]] = defaultdict(set)
     tree = ast.parse(path.read_text())
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
             for node in ast.walk(function):
                 for action in _actions(node):
-                    found[action].add(function.name)
-    return found
+                    callers[action].add(function.name)
+    return callers
 
 
 def _actions(node: ast.AST) -> set[str]:

@@ -1,7 +1,7 @@
-"""CloudFormation's templates, as they are once their parameters are given.
+"""The CloudFormation templates, with their parameters and functions resolved.
 
-CloudFormation in moto 5.2 and in LocalStack 4.9 passes over a bucket's lifecycle, in moto also over
-its public-access block: `make_bucket` does what the template says through S3's own API.
+CloudFormation in moto 5.2 and in LocalStack 4.9 ignores a bucket's lifecycle, and moto also ignores
+the public access block. So `make_bucket` creates the template's bucket through the S3 API.
 """
 
 import re
@@ -15,12 +15,12 @@ from tests.support.repository import ROOT
 
 FOLDER = ROOT / "infra" / "cloudformation"
 
-ABSENT = object()
-"""AWS::NoValue."""
+NO_VALUE = object()
+"""Stands for AWS::NoValue: the property is removed."""
 
-PSEUDO = {
+PSEUDO_PARAMETERS = {
     "AWS::AccountId": "123456789012",
-    "AWS::NoValue": ABSENT,
+    "AWS::NoValue": NO_VALUE,
     "AWS::Partition": "aws",
     "AWS::Region": "eu-west-3",
     "AWS::StackName": "history",
@@ -29,10 +29,10 @@ PSEUDO = {
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads `!Ref x` as `{"Ref": "x"}`, and so on."""
+    """Reads the short form of a function, `!Ref x`, as its long form, `{"Ref": "x"}`."""
 
 
-def _short(loader: _Loader, suffix: str, node: yaml.Node) -> dict[str, Any]:
+def _construct_function(loader: _Loader, suffix: str, node: yaml.Node) -> dict[str, Any]:
     value: Any
     if isinstance(node, yaml.ScalarNode):
         value = loader.construct_scalar(node)
@@ -46,11 +46,11 @@ def _short(loader: _Loader, suffix: str, node: yaml.Node) -> dict[str, Any]:
     return {suffix if suffix == "Ref" else f"Fn::{suffix}": value}
 
 
-_Loader.add_multi_constructor("!", _short)
+_Loader.add_multi_constructor("!", _construct_function)
 
 
 class Template:
-    """A template and its parameters; `imports` are what other stacks export."""
+    """A template with its parameters. `imports` are the values that other stacks export."""
 
     def __init__(
         self, name: str, *, imports: Mapping[str, str] | None = None, **parameters: str
@@ -78,20 +78,20 @@ class Template:
     def _resolve(self, value: Any) -> Any:
         if isinstance(value, list):
             items = [self._resolve(item) for item in value]
-            return [item for item in items if item is not ABSENT]
+            return [item for item in items if item is not NO_VALUE]
         if not isinstance(value, dict):
             return value
         if len(value) == 1:
             [(name, argument)] = value.items()
             if name == "Ref" or name.startswith("Fn::"):
                 return getattr(self, f"_{name.removeprefix('Fn::').lower()}")(argument)
-        found = {name: self._resolve(item) for name, item in value.items()}
-        return {name: item for name, item in found.items() if item is not ABSENT}
+        resolved = {name: self._resolve(item) for name, item in value.items()}
+        return {name: item for name, item in resolved.items() if item is not NO_VALUE}
 
     def _ref(self, name: str) -> Any:
         if name in self.source["Resources"]:
             return f"<{name}>"
-        return PSEUDO[name] if name in PSEUDO else self._values[name]
+        return PSEUDO_PARAMETERS[name] if name in PSEUDO_PARAMETERS else self._values[name]
 
     def _getatt(self, path: list[str]) -> str:
         assert path[0] in self.source["Resources"]
@@ -100,25 +100,25 @@ class Template:
     def _sub(self, argument: Any) -> str:
         text, names = (argument, {}) if isinstance(argument, str) else argument
 
-        def value(found: re.Match[str]) -> str:
-            if found[1] in names:
-                return str(self._resolve(names[found[1]]))
-            return str(
-                self._getatt(found[1].split(".", 1)) if "." in found[1] else self._ref(found[1])
-            )
+        def value(match: re.Match[str]) -> str:
+            name = match[1]
+            if name in names:
+                return str(self._resolve(names[name]))
+            return str(self._getatt(name.split(".", 1)) if "." in name else self._ref(name))
 
         return re.sub(r"\$\{([^}]+)\}", value, text)
 
     def _if(self, argument: list[Any]) -> Any:
-        condition, yes, no = argument
-        return self._resolve(yes if self._resolve(self.source["Conditions"][condition]) else no)
+        condition, if_true, if_false = argument
+        holds = self._resolve(self.source["Conditions"][condition])
+        return self._resolve(if_true if holds else if_false)
 
     def _not(self, argument: list[Any]) -> bool:
         return not self._resolve(argument[0])
 
     def _equals(self, argument: list[Any]) -> bool:
-        one, other = self._resolve(argument)
-        return bool(one == other)
+        left, right = self._resolve(argument)
+        return bool(left == right)
 
     def _findinmap(self, argument: list[Any]) -> Any:
         name, key, column = self._resolve(argument)
@@ -129,7 +129,7 @@ class Template:
 
 
 def make_bucket(s3: Any, template: Template, name: str) -> None:
-    """Make the bucket as the template has it, but for its policy, under this name."""
+    """Create the bucket of the template, without its policy, under this name."""
     properties = template.properties("Bucket")
     s3.create_bucket(Bucket=name, ObjectOwnership="BucketOwnerEnforced")
     assert properties.pop("OwnershipControls") == {
@@ -138,7 +138,7 @@ def make_bucket(s3: Any, template: Template, name: str) -> None:
     s3.put_bucket_lifecycle_configuration(
         Bucket=name,
         LifecycleConfiguration={
-            "Rules": list(map(_rule, properties.pop("LifecycleConfiguration")["Rules"]))
+            "Rules": list(map(_lifecycle_rule, properties.pop("LifecycleConfiguration")["Rules"]))
         },
     )
     s3.put_public_access_block(
@@ -150,11 +150,11 @@ def make_bucket(s3: Any, template: Template, name: str) -> None:
         "ServerSideEncryptionByDefault"
     )
     s3.put_bucket_encryption(Bucket=name, ServerSideEncryptionConfiguration={"Rules": [encryption]})
-    assert not properties, "the rest is not made here"
+    assert not properties, "make_bucket does not know these properties"
 
 
-def _rule(rule: dict[str, Any]) -> dict[str, Any]:
-    """A lifecycle rule in the words of S3's API."""
+def _lifecycle_rule(rule: dict[str, Any]) -> dict[str, Any]:
+    """Convert a lifecycle rule from CloudFormation's format to that of the S3 API."""
     return {
         "ID": rule.pop("Id"),
         "Filter": {"Prefix": rule.pop("Prefix")},
@@ -165,7 +165,7 @@ def _rule(rule: dict[str, Any]) -> dict[str, Any]:
 
 TEMPLATES = ("bucket", "service")
 DEFAULTS = Settings(bucket="history")
-PAIR = Template("bucket")
+BUCKET_TEMPLATE = Template("bucket")
 
 
 def statements(template: Template, role: str) -> dict[str, dict[str, Any]]:
@@ -176,5 +176,5 @@ def statements(template: Template, role: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def attributes(found: list[dict[str, str]]) -> dict[str, str]:
-    return {attribute["Key"]: attribute["Value"] for attribute in found}
+def attributes(pairs: list[dict[str, str]]) -> dict[str, str]:
+    return {attribute["Key"]: attribute["Value"] for attribute in pairs}

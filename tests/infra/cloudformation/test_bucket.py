@@ -1,4 +1,4 @@
-"""The bucket's template is what the service asks for."""
+"""The template of the bucket matches the needs of the service."""
 
 import asyncio
 import json
@@ -14,7 +14,7 @@ from service.s3 import bucket, check
 from service.s3.client import connect
 from service.settings import Settings
 from tests.infra.cloudformation import templates
-from tests.infra.cloudformation.templates import PAIR, Template
+from tests.infra.cloudformation.templates import BUCKET_TEMPLATE, Template
 from tests.support.services.thread import make_bucket
 from tests.support.stores import Store
 from tests.support.stores.access import aws_environment
@@ -23,7 +23,7 @@ KEY = "arn:aws:kms:eu-west-3:123456789012:key/1"
 
 
 @pytest.mark.parametrize(("prefix", "days"), [("bundles/", 7), ("a/b/", 30)])
-def test_init_bucket_and_check_find_the_bucket_right(
+def test_init_bucket_and_check_accept_the_bucket(
     store: Store, s3: Any, prefix: str, days: int
 ) -> None:
     template = Template("bucket", Prefix=prefix, RetentionDays=str(days))
@@ -38,31 +38,31 @@ def test_init_bucket_and_check_find_the_bucket_right(
         "public access: already blocked",
         "encryption: already on",
     ]
-    wrong = [finding for finding in look(store, config) if not finding.ok]
-    assert not wrong
-    # Last, as moto denies without a look at the conditions.
+    problems = [finding for finding in check_findings(store, config) if not finding.ok]
+    assert not problems
+    # The policy comes last, because moto ignores its conditions and denies everything.
     policy = json.dumps(template.properties("BucketPolicy")["PolicyDocument"])
     s3.put_bucket_policy(Bucket=config.bucket, Policy=policy)
     assert json.loads(s3.get_bucket_policy(Bucket=config.bucket)["Policy"]) == json.loads(policy)
 
 
-def look(store: Store, config: Settings) -> list[check.Finding]:
-    """Do what `check` does."""
+def check_findings(store: Store, config: Settings) -> list[check.Finding]:
+    """Return the findings of the `check` command."""
 
     async def findings() -> list[check.Finding]:
         async with connect() as client:
-            found = check.check_bucket(
+            checks = check.check_bucket(
                 client, bucket=config.bucket, prefix=config.prefix, retention=config.retention
             )
-            return [finding async for finding in found]
+            return [finding async for finding in checks]
 
     with aws_environment(store):
         return asyncio.run(findings())
 
 
-def test_a_lifecycle_for_every_retention() -> None:
-    allowed = PAIR.source["Parameters"]["RetentionDays"]["AllowedValues"]
-    assert allowed == list(PAIR.source["Mappings"]["Lifecycle"])
+def test_lifecycle_matches_every_allowed_retention() -> None:
+    allowed = BUCKET_TEMPLATE.source["Parameters"]["RetentionDays"]["AllowedValues"]
+    assert allowed == list(BUCKET_TEMPLATE.source["Mappings"]["Lifecycle"])
     for days in allowed:
         template = Template("bucket", RetentionDays=days)
         [rule] = template.properties("Bucket")["LifecycleConfiguration"]["Rules"]
@@ -73,16 +73,16 @@ def test_a_lifecycle_for_every_retention() -> None:
 @pytest.mark.parametrize(
     "prefix", ["bundles/", "a/b/", "", "/", "a", "a//", ".a/", "a b/", "é/", f"{'a' * 199}/"]
 )
-def test_a_prefix_that_the_service_takes_is_one_that_the_stack_takes(prefix: str) -> None:
-    parameter = PAIR.source["Parameters"]["Prefix"]
-    taken = re.fullmatch(parameter["AllowedPattern"], prefix) is not None
-    taken = taken and len(prefix) <= parameter["MaxLength"]
+def test_template_and_service_accept_the_same_prefixes(prefix: str) -> None:
+    parameter = BUCKET_TEMPLATE.source["Parameters"]["Prefix"]
+    accepted = re.fullmatch(parameter["AllowedPattern"], prefix) is not None
+    accepted = accepted and len(prefix) <= parameter["MaxLength"]
     try:
         Settings(bucket="history", prefix=prefix)
     except ValidationError:
-        assert not taken
+        assert not accepted
     else:
-        assert taken
+        assert accepted
 
 
 TLS = {"aws:SecureTransport": "true"}
@@ -104,7 +104,7 @@ SSE = "s3:x-amz-server-side-encryption"
         (KEY, "s3:PutObject", {SSE: "aws:kms", f"{SSE}-aws-kms-key-id": KEY + "2"}, True),
     ],
 )
-def test_what_the_bucket_policy_denies(
+def test_bucket_policy_denies_plain_http_and_wrong_encryption(
     key: str, action: str, context: dict[str, str], *, denied: bool
 ) -> None:
     policy = Template("bucket", KeyArn=key).properties("BucketPolicy")["PolicyDocument"]
@@ -112,13 +112,17 @@ def test_what_the_bucket_policy_denies(
     matching = [
         statement["Sid"]
         for statement in policy["Statement"]
-        if statement["Action"] in {action, "s3:*"} and _holds(statement["Condition"], TLS | context)
+        if statement["Action"] in {action, "s3:*"}
+        and _matches(statement["Condition"], TLS | context)
     ]
     assert bool(matching) is denied, matching
 
 
-def _holds(condition: Mapping[str, Mapping[str, str]], context: Mapping[str, str]) -> bool:
-    """IAM's logic: every operator has to match, and a negated one does where there is no value."""
+def _matches(condition: Mapping[str, Mapping[str, str]], context: Mapping[str, str]) -> bool:
+    """Evaluate a condition as IAM does.
+
+    Every operator has to match. A negated operator also matches if the context has no value.
+    """
     operators: dict[str, Callable[[str, str], bool]] = {
         "Bool": lambda key, value: context.get(key) == value,
         "Null": lambda key, value: (key not in context) == (value == "true"),
@@ -127,6 +131,6 @@ def _holds(condition: Mapping[str, Mapping[str, str]], context: Mapping[str, str
     }
     return all(
         operators[name](key, value)
-        for name, wanted in condition.items()
-        for key, value in wanted.items()
+        for name, expected in condition.items()
+        for key, value in expected.items()
     )

@@ -1,4 +1,4 @@
-"""The templates, deployed into moto."""
+"""The templates, deployed to moto."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,12 +12,12 @@ from tests.infra.cloudformation.templates import DEFAULTS, TEMPLATES, Template
 from tests.support.stores import Store
 from tests.support.stores.access import aws_client
 
-Deployed = tuple[dict[str, str], Callable[[str], Any]]
+Deployment = tuple[dict[str, str], Callable[[str], Any]]
 
 
 @pytest.fixture(scope="module")
-def deployed(get_store: Callable[[str], Store]) -> Iterator[Deployed]:
-    """Both stacks with their defaults: what they are called, and clients to look at them."""
+def deployment(get_store: Callable[[str], Store]) -> Iterator[Deployment]:
+    """Deploy both stacks with default parameters. Yield their outputs and a client factory."""
     store = get_store("moto")
 
     def client(name: str) -> Any:
@@ -50,27 +50,27 @@ def deployed(get_store: Callable[[str], Store]) -> Iterator[Deployed]:
             ],
         )
     try:
-        [made] = cloudformation.describe_stacks(StackName=f"{stack}-service")["Stacks"]
-        assert made["StackStatus"] == "CREATE_COMPLETE"
-        outputs = {output["OutputKey"]: output["OutputValue"] for output in made["Outputs"]}
+        [created] = cloudformation.describe_stacks(StackName=f"{stack}-service")["Stacks"]
+        assert created["StackStatus"] == "CREATE_COMPLETE"
+        outputs = {output["OutputKey"]: output["OutputValue"] for output in created["Outputs"]}
         yield {**outputs, "Bucket": stack, "Stack": f"{stack}-service"}, client
     finally:
         for name in reversed(TEMPLATES):
             cloudformation.delete_stack(StackName=f"{stack}-{name}")
 
 
-def test_the_task_gets_settings_that_the_service_takes(
-    deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+def test_task_environment_contains_valid_settings(
+    deployment: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outputs, client = deployed
+    outputs, client = deployment
     task = client("ecs").describe_task_definition(taskDefinition=outputs["Stack"])
     history, _ = task["taskDefinition"]["containerDefinitions"]
-    environment = {one["name"]: one["value"] for one in history["environment"]}
+    environment = {variable["name"]: variable["value"] for variable in history["environment"]}
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     names = {name for name in environment if name.startswith("HISTORY_")}
     assert names <= {f"HISTORY_{name.upper()}" for name in Settings.model_fields}
-    # What is not a parameter is at its default, and with its defaults so is what is one.
+    # Settings without a parameter have their defaults. The defaults of the parameters are the same.
     config = settings.load()
     assert config.bucket == outputs["Bucket"]
     assert config.log_format == "json"
@@ -79,15 +79,15 @@ def test_the_task_gets_settings_that_the_service_takes(
     assert environment["AWS_DEFAULT_REGION"] == "us-east-1"
 
 
-def test_the_load_balancer_speaks_tls_alone(deployed: Deployed) -> None:
-    outputs, client = deployed
-    balancing = client("elbv2")
+def test_load_balancer_listens_only_for_https(deployment: Deployment) -> None:
+    outputs, client = deployment
+    load_balancing = client("elbv2")
     [balancer] = [
-        found
-        for found in balancing.describe_load_balancers()["LoadBalancers"]
-        if found["DNSName"] == outputs["Address"]
+        candidate
+        for candidate in load_balancing.describe_load_balancers()["LoadBalancers"]
+        if candidate["DNSName"] == outputs["Address"]
     ]
-    [listener] = balancing.describe_listeners(LoadBalancerArn=balancer["LoadBalancerArn"])[
+    [listener] = load_balancing.describe_listeners(LoadBalancerArn=balancer["LoadBalancerArn"])[
         "Listeners"
     ]
     assert (listener["Protocol"], listener["Port"]) == ("HTTPS", 443)

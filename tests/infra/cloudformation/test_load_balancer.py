@@ -1,4 +1,4 @@
-"""What the load balancer passes on, and how long it waits."""
+"""The load balancer: the paths it forwards, and its timeouts."""
 
 import asyncio
 import json
@@ -17,9 +17,7 @@ from tests.infra.cloudformation.templates import DEFAULTS, Template, attributes
 PRIVATE = {"/metrics", "/readyz"}
 
 
-def test_the_load_balancer_waits_longer_than_the_service_but_keeps_connections_shorter(
-    service_template: Template,
-) -> None:
+def test_load_balancer_timeouts_fit_those_of_the_service(service_template: Template) -> None:
     balancer = attributes(service_template.properties("Balancer")["LoadBalancerAttributes"])
     idle = int(balancer["idle_timeout.timeout_seconds"])
     assert DEFAULTS.read_timeout + DEFAULTS.queue_timeout < idle < server.KEEP_ALIVE_TIMEOUT
@@ -28,13 +26,11 @@ def test_the_load_balancer_waits_longer_than_the_service_but_keeps_connections_s
     assert targets["HealthCheckTimeoutSeconds"] > storage.PROBE_TIMEOUT
 
 
-def test_the_load_balancer_answers_nothing_by_itself_that_is_no_404(
-    service_template: Template,
-) -> None:
+def test_load_balancer_itself_only_responds_with_404(service_template: Template) -> None:
     [action] = service_template.properties("Listener")["DefaultActions"]
-    answer = action["FixedResponseConfig"]
-    assert (action["Type"], answer["StatusCode"]) == ("fixed-response", "404")
-    problem = json.loads(answer["MessageBody"])
+    response = action["FixedResponseConfig"]
+    assert (action["Type"], response["StatusCode"]) == ("fixed-response", "404")
+    problem = json.loads(response["MessageBody"])
     assert (problem["status"], problem["code"]) == (404, "not_found")
     kinds = re.findall(r"Type: ([\w-]+)(?:,|$)", service_template.text, flags=re.MULTILINE)
     assert "redirect" not in kinds
@@ -57,21 +53,21 @@ SPELLINGS = [
         *(f"/files/{ID}", f"/files/{ID}/", f"//files/{ID}", f"//files/{ID}/"),
     ],
 )
-def test_the_load_balancer_passes_on(service_template: Template, path: str) -> None:
-    assert _passed_on(service_template, path)
+def test_load_balancer_forwards_public_paths(service_template: Template, path: str) -> None:
+    assert _is_forwarded(service_template, path)
     assert _route(path) is not None
 
 
-def test_the_load_balancer_passes_on_nothing_private(service_template: Template) -> None:
+def test_load_balancer_forwards_no_private_path(service_template: Template) -> None:
     reached = {_route(path) for path in SPELLINGS}
-    assert reached >= PRIVATE, "the spellings try something"
-    passed_on = {_route(path) for path in SPELLINGS if _passed_on(service_template, path)}
-    assert not passed_on & PRIVATE
+    assert reached >= PRIVATE, "some spellings have to reach the private routes"
+    forwarded = {_route(path) for path in SPELLINGS if _is_forwarded(service_template, path)}
+    assert not forwarded & PRIVATE
     assert {route.path for route in ROUTES} >= PRIVATE
 
 
-def _passed_on(template: Template, path: str) -> bool:
-    """What a load balancer does: `*` and `?` against the path as it was sent."""
+def _is_forwarded(template: Template, path: str) -> bool:
+    """Match the path as a load balancer does: undecoded, against patterns with `*` and `?`."""
     patterns = [
         pattern
         for rule in ("Bundles", "Pages")
@@ -85,13 +81,13 @@ def _passed_on(template: Template, path: str) -> bool:
 
 
 def _route(path: str) -> str | None:
-    """Which of the service's routes takes a path."""
-    seen: list[str] = []
+    """Return the route of the service that handles a path."""
+    matches: list[str] = []
 
-    async def note(scope: Any, receive: Any, send: Any) -> None:
-        seen.extend(route.path for route in ROUTES if route.matches(scope)[0] is not Match.NONE)
+    async def record_matches(scope: Any, receive: Any, send: Any) -> None:
+        matches.extend(route.path for route in ROUTES if route.matches(scope)[0] is not Match.NONE)
 
     paths = {"path": path, "raw_path": path.encode()}
     scope = {"type": "http", "method": "GET", "headers": [], **paths}
-    asyncio.run(NormalizePathMiddleware(note)(scope, None, None))  # type: ignore[arg-type]
-    return seen[0] if seen else None
+    asyncio.run(NormalizePathMiddleware(record_matches)(scope, None, None))  # type: ignore[arg-type]
+    return matches[0] if matches else None

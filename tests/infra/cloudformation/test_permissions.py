@@ -1,53 +1,63 @@
-"""Tasks may do what the code does, and no more."""
+"""The task role allows exactly the actions that the code needs."""
 
 import re
 
 from service.s3 import bucket, check, storage
 from tests.infra.cloudformation import s3_permissions
-from tests.infra.cloudformation.templates import PAIR, Template, statements
+from tests.infra.cloudformation.templates import BUCKET_TEMPLATE, Template, statements
 
 KEY = "arn:aws:kms:eu-west-3:123456789012:key/1"
 
 
-def test_the_task_may_do_what_the_code_does_and_no_more(service_template: Template) -> None:
+def test_task_role_allows_exactly_the_actions_that_the_code_needs(
+    service_template: Template,
+) -> None:
     granted = statements(service_template, "TaskRole")
     assert granted.keys() == {"Bundles", "Bucket", "Collector"}
-    on_bundles, on_bucket = granted["Bundles"], granted["Bucket"]
-    assert on_bundles["Resource"] == "<Bucket.Arn>/bundles/*"
-    assert on_bucket["Resource"] == "<Bucket.Arn>"
-    assert s3_permissions.modules() == {
+    bundle_actions, bucket_actions = granted["Bundles"], granted["Bucket"]
+    assert bundle_actions["Resource"] == "<Bucket.Arn>/bundles/*"
+    assert bucket_actions["Resource"] == "<Bucket.Arn>"
+    assert s3_permissions.modules_that_call_s3() == {
         "service.s3.storage",
         "service.s3.check",
         "service.s3.bucket",
     }
-    used = s3_permissions.callers("storage").keys() | s3_permissions.callers("check").keys()
-    assert {*on_bundles["Action"], *on_bucket["Action"]} == used
+    storage_callers = s3_permissions.callers_by_action("storage")
+    check_callers = s3_permissions.callers_by_action("check")
+    used = storage_callers.keys() | check_callers.keys()
+    assert {*bundle_actions["Action"], *bucket_actions["Action"]} == used
     assert {action for action in used if "Bucket" in action or "Configuration" in action} <= {
-        *on_bucket["Action"]
+        *bucket_actions["Action"]
     }
-    # init-bucket's work is done by bucket.yaml.
+    # The service needs no permission for init-bucket, because bucket.yaml creates the bucket.
     assert not {action for action in used if re.match("s3:(Create|Put.*(Bucket|Config))", action)}
 
 
-def test_every_action_names_its_callers(service_template: Template) -> None:
-    named = dict(re.findall(r"- (s3:\w+) # (.+)$", service_template.text, flags=re.MULTILINE))
-    by_storage, by_check = s3_permissions.callers("storage"), s3_permissions.callers("check")
-    assert named.keys() == by_storage.keys() | by_check.keys()
-    for action, comment in named.items():
-        owner, by = ("S3Storage", by_storage) if action in by_storage else ("check", by_check)
-        assert set(comment.removeprefix(f"{owner}.").split(", ")) == by[action]
+def test_every_action_has_a_comment_with_the_calling_functions(service_template: Template) -> None:
+    comments = dict(re.findall(r"- (s3:\w+) # (.+)$", service_template.text, flags=re.MULTILINE))
+    storage_callers = s3_permissions.callers_by_action("storage")
+    check_callers = s3_permissions.callers_by_action("check")
+    assert comments.keys() == storage_callers.keys() | check_callers.keys()
+    for action, comment in comments.items():
+        in_storage = action in storage_callers
+        owner, callers = ("S3Storage", storage_callers) if in_storage else ("check", check_callers)
+        assert set(comment.removeprefix(f"{owner}.").split(", ")) == callers[action]
 
 
-def test_the_documented_actions_are_those_of_the_code() -> None:
+def test_documented_actions_match_the_code() -> None:
     for module in (storage, bucket):
         documented = set(re.findall(r"s3:\w+", module.__doc__ or ""))
-        assert documented == s3_permissions.callers(module.__name__.split(".")[-1]).keys()
-    only_check = s3_permissions.callers("check").keys() - s3_permissions.callers("storage").keys()
+        name = module.__name__.split(".")[-1]
+        assert documented == s3_permissions.callers_by_action(name).keys()
+    check_callers = s3_permissions.callers_by_action("check")
+    only_check = check_callers.keys() - s3_permissions.callers_by_action("storage").keys()
     assert set(re.findall(r"s3:\w+", check.__doc__ or "")) == only_check
 
 
-def test_a_key_is_used_through_s3_alone() -> None:
-    template = Template("service", imports=PAIR.exports(), BucketStack="history", KeyArn=KEY)
+def test_kms_key_is_only_usable_through_s3() -> None:
+    template = Template(
+        "service", imports=BUCKET_TEMPLATE.exports(), BucketStack="history", KeyArn=KEY
+    )
     statement = statements(template, "TaskRole")["Key"]
     assert statement["Resource"] == KEY
     assert set(statement["Action"]) == {"kms:GenerateDataKey", "kms:Decrypt"}

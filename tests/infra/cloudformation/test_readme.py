@@ -1,4 +1,4 @@
-"""infra/README.md agrees with the templates."""
+"""infra/README.md matches the templates and the requests of the service."""
 
 import hmac
 import re
@@ -34,45 +34,50 @@ def test_every_size_is_documented() -> None:
         assert line in README
 
 
-def test_the_requests_that_are_counted_are_those_that_are_sent(service: Service) -> None:
-    """Of a bundle in one part, and of one in two; the README's has thirteen."""
+def test_documented_request_counts_match_the_requests_sent(service: Service) -> None:
+    """Count requests for a bundle in one part and for one in two; the README's has 13 parts."""
     rows = re.findall(r"^\| (.+) \| (\d+) \| (\d+) \| \$([\d.]+) \|$", README, flags=re.MULTILINE)
     for _, puts, gets, dollars in rows:
         assert float(dollars) == pytest.approx(5 * int(puts) + 0.4 * int(gets))
-    told = {what: (int(puts), int(gets)) for what, puts, gets, _ in rows}
+    documented = {operation: (int(puts), int(gets)) for operation, puts, gets, _ in rows}
     key, small, large = "k" * 32, b"a bundle", bytes(SMALL_PART + 1)
     proofs = {
         body: {"X-SIGNING-KEY": key, "X-HMAC": hmac.digest(key.encode(), body, "sha256").hex()}
         for body in (small, large)
     }
 
-    def sent(action: Callable[[], Any]) -> tuple[tuple[int, int], Any]:
-        before = _requests(service)
+    def count_requests(action: Callable[[], Any]) -> tuple[tuple[int, int], Any]:
+        before = _requests_sent(service)
         result = action()
-        after = _requests(service)
+        after = _requests_sent(service)
         return (after[0] - before[0], after[1] - before[1]), result
 
-    upload, bundle = sent(lambda: service.upload(small, proofs[small]["X-HMAC"]))
-    assert upload == told["upload of up to 8 MiB"]
-    assert sent(lambda: service.fetch(bundle, proofs[small]))[0] == told["first download"]
-    assert sent(lambda: service.fetch(bundle, proofs[small]))[0] == told["later download"]
-    path = f"/files/{bundle}"
-    delete, _ = sent(lambda: service.http.delete(path, headers=proofs[small]))
-    assert delete == told["`DELETE`"]
-    upload, bundle = sent(lambda: service.upload(large, proofs[large]["X-HMAC"]))
-    puts, gets = told["upload of 100 MiB, in 13 parts"]
+    upload, bundle_id = count_requests(lambda: service.upload(small, proofs[small]["X-HMAC"]))
+    assert upload == documented["upload of up to 8 MiB"]
+    first, _ = count_requests(lambda: service.fetch(bundle_id, proofs[small]))
+    assert first == documented["first download"]
+    later, _ = count_requests(lambda: service.fetch(bundle_id, proofs[small]))
+    assert later == documented["later download"]
+    path = f"/files/{bundle_id}"
+    delete, _ = count_requests(lambda: service.http.delete(path, headers=proofs[small]))
+    assert delete == documented["`DELETE`"]
+    upload, bundle_id = count_requests(lambda: service.upload(large, proofs[large]["X-HMAC"]))
+    puts, gets = documented["upload of 100 MiB, in 13 parts"]
     assert upload == (puts - 13 + 2, gets)
-    first, _ = sent(lambda: service.fetch(bundle, proofs[large]))
-    assert first == told["first download of more than 8 MiB"]
+    first, _ = count_requests(lambda: service.fetch(bundle_id, proofs[large]))
+    assert first == documented["first download of more than 8 MiB"]
 
 
-def _requests(service: Service) -> tuple[int, int]:
-    """Calls to S3 so far that cost like PUT, and like GET; to ask for readiness is not counted."""
-    found = re.findall(
+def _requests_sent(service: Service) -> tuple[int, int]:
+    """Return how many S3 requests so far cost as much as a PUT, and as much as a GET.
+
+    Readiness checks are not counted.
+    """
+    counts = re.findall(
         r'history_s3_request_seconds_count\{operation="(\w+)",outcome="\w+"\} (\S+)',
         service.http.get("/metrics").text,
     )
-    gets = sum(int(float(count)) for name, count in found if re.match("Get|HeadObject", name))
+    gets = sum(int(float(count)) for name, count in counts if re.match("Get|HeadObject", name))
     free = re.compile("Delete|Abort|HeadBucket|Get|HeadObject")
-    puts = sum(int(float(count)) for name, count in found if not free.match(name))
+    puts = sum(int(float(count)) for name, count in counts if not free.match(name))
     return puts, gets

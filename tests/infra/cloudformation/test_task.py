@@ -1,4 +1,4 @@
-"""The task and its container fit the image and the settings."""
+"""The task and its containers fit the image and the settings."""
 
 import json
 import re
@@ -9,23 +9,23 @@ import pytest
 from service.bundles import background
 from service.http.server import server
 from service.settings import Settings
-from tests.infra.cloudformation.templates import DEFAULTS, PAIR, Template, attributes
+from tests.infra.cloudformation.templates import BUCKET_TEMPLATE, DEFAULTS, Template, attributes
 from tests.support.repository import ROOT
 
 
-def test_the_container_is_the_images(service_template: Template) -> None:
+def test_containers_match_the_image(service_template: Template) -> None:
     dockerfile = (ROOT / "infra" / "Dockerfile").read_text()
     for container in service_template.properties("Task")["ContainerDefinitions"]:
         assert container["ReadonlyRootFilesystem"] is True
         assert container["LinuxParameters"] == {"Capabilities": {"Drop": ["ALL"]}}
         assert f"USER {container['User']}\n" in dockerfile
     history, _ = service_template.properties("Task")["ContainerDefinitions"]
-    [test] = re.findall("^HEALTHCHECK .*CMD (.*)$", dockerfile, flags=re.MULTILINE)
-    assert history["HealthCheck"]["Command"] == ["CMD", *json.loads(test)]
+    [health_check] = re.findall("^HEALTHCHECK .*CMD (.*)$", dockerfile, flags=re.MULTILINE)
+    assert history["HealthCheck"]["Command"] == ["CMD", *json.loads(health_check)]
     assert f"EXPOSE {DEFAULTS.port}\n" in dockerfile
 
 
-def test_everyone_means_the_same_port(service_template: Template) -> None:
+def test_all_resources_use_the_same_port(service_template: Template) -> None:
     history, _ = service_template.properties("Task")["ContainerDefinitions"]
     [target] = service_template.properties("Service")["LoadBalancers"]
     ports = {
@@ -41,28 +41,30 @@ def test_everyone_means_the_same_port(service_template: Template) -> None:
     assert target["ContainerName"] == history["Name"]
 
 
-def _rules(template: Template, group: str, way: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = template.properties(group)[f"SecurityGroup{way}"]
-    return found
+def _rules(template: Template, group: str, direction: str) -> list[dict[str, Any]]:
+    rules: list[dict[str, Any]] = template.properties(group)[f"SecurityGroup{direction}"]
+    return rules
 
 
 @pytest.mark.parametrize("size", ["small", "medium", "large"])
-def test_memory_fits_the_budget(size: str) -> None:
-    template = Template("service", imports=PAIR.exports(), BucketStack="history", Size=size)
+def test_memory_fits_the_memory_budget(size: str) -> None:
+    template = Template(
+        "service", imports=BUCKET_TEMPLATE.exports(), BucketStack="history", Size=size
+    )
     task = template.properties("Task")
     history, collector = task["ContainerDefinitions"]
-    environment = {one["Name"]: one["Value"] for one in history["Environment"]}
-    budget = Settings(bucket="history", memory_budget=environment["HISTORY_MEMORY_BUDGET"])
-    assert history["MemoryReservation"] == budget.memory_budget / (1 << 20) + 160
+    environment = {variable["Name"]: variable["Value"] for variable in history["Environment"]}
+    settings = Settings(bucket="history", memory_budget=environment["HISTORY_MEMORY_BUDGET"])
+    assert history["MemoryReservation"] == settings.memory_budget / (1 << 20) + 160
     assert history["MemoryReservation"] + collector["Memory"] <= task["Memory"]
     assert task["Cpu"] <= 1024
 
 
-def test_a_task_has_the_time_that_it_takes_to_end(service_template: Template) -> None:
+def test_task_has_enough_time_to_shut_down(service_template: Template) -> None:
     history, _ = service_template.properties("Task")["ContainerDefinitions"]
-    draining = DEFAULTS.drain_delay + DEFAULTS.drain_timeout
-    ending = draining + server.LAST_REQUESTS + background.CLOSE_TIMEOUT
-    assert ending + 10 <= history["StopTimeout"] <= 120, "Fargate gives two minutes at most"
+    drain_time = DEFAULTS.drain_delay + DEFAULTS.drain_timeout
+    shutdown_time = drain_time + server.LAST_REQUESTS + background.CLOSE_TIMEOUT
+    assert shutdown_time + 10 <= history["StopTimeout"] <= 120, "Fargate allows 120 s at most"
     targets = attributes(service_template.properties("Targets")["TargetGroupAttributes"])
-    assert int(targets["deregistration_delay.timeout_seconds"]) >= draining
+    assert int(targets["deregistration_delay.timeout_seconds"]) >= drain_time
     assert targets["load_balancing.algorithm.type"] == "least_outstanding_requests"

@@ -96,25 +96,25 @@ MUTATIONS = [
         f"{AWS}/bucket.yaml",
         '"7": { Days: 8 }',
         '"7": { Days: 7 }',
-        "cloudformation/test_bucket::test_a_lifecycle_for_every_retention",
+        "cloudformation/test_bucket::test_lifecycle_matches_every_allowed_retention",
     ),
     Mutation(
         f"{AWS}/bucket.yaml",
         'Bool: { "aws:SecureTransport": "false" }',
         'Bool: { "aws:SecureTransport": "true" }',
-        "cloudformation/test_bucket::test_what_the_bucket_policy_denies",
+        "cloudformation/test_bucket::test_bucket_policy_denies_plain_http_and_wrong_encryption",
     ),
     Mutation(
         f"{AWS}/service.yaml",
         "                  - s3:PutObjectTagging # S3Storage.put, put_tags\n",
         "",
-        "cloudformation/test_permissions::test_the_task_may_do_what_the_code_does_and_no_more",
+        "cloudformation/test_permissions::test_task_role_allows_exactly_the_actions_that_the_code_needs",
     ),
     Mutation(
         f"{AWS}/service.yaml",
         "StopTimeout: 60",
         "StopTimeout: 30",
-        "cloudformation/test_task::test_a_task_has_the_time_that_it_takes_to_end",
+        "cloudformation/test_task::test_task_has_enough_time_to_shut_down",
     ),
     # -- Kubernetes
     Mutation(
