@@ -83,7 +83,7 @@ def test_a_named_store_that_is_not_there_is_said_at_once() -> None:
 @pytest.mark.parametrize("ci", ["", "true"])
 def test_what_is_not_installed_is_said_once_and_fails_in_ci(tmp_path: Path, ci: str) -> None:
     """One line for all tests that miss the same."""
-    tests = "tests/infra/kubernetes/test_manifests.py::test_kustomize_makes_the_same_of_it"
+    tests = "tests/infra/kubernetes/test_manifests.py::test_kubectl_kustomize_builds_the_same_objects"
     code, output = run_pytest(tests, PATH=str(tmp_path), CI=ci)
     assert output.count("kubectl is not installed") == 1
     assert "\n2 tests: kubectl is not installed: see kubernetes.io/docs/tasks/tools\n" in output

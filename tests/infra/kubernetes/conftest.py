@@ -1,4 +1,4 @@
-"""The example's objects, as kustomize makes them."""
+"""The objects of the example, as kustomize builds them."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from tests.infra.kubernetes.manifests import COMPONENTS, EXAMPLE, build
 
 @pytest.fixture
 def objects() -> dict[str, Any]:
-    """Everything there is to apply, by its kind, of which there is one each."""
+    """All objects of the example and its components, by kind. There is one object of each kind."""
     built = build(EXAMPLE, extra=tuple(COMPONENTS))
-    by_kind = {found["kind"]: found for found in built}
+    by_kind = {item["kind"]: item for item in built}
     assert len(by_kind) == len(built)
     return by_kind
 
@@ -30,7 +30,7 @@ def container(pod: Any) -> Any:
 
 @pytest.fixture
 def settings(objects: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """As a pod's process reads them."""
+    """The settings that the service in a pod reads from the ConfigMap."""
     for name, value in objects["ConfigMap"]["data"].items():
         monkeypatch.setenv(name, value)
     return load()

@@ -1,4 +1,4 @@
-"""The manifests are whole and valid."""
+"""The manifests are complete, valid and consistent."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from tests.infra.kubernetes.manifests import (
     DOCKERFILE,
     EXAMPLE,
     KUBERNETES,
-    OLDEST,
+    OLDEST_KUBERNETES,
     build,
     read,
 )
@@ -24,14 +24,18 @@ from tests.infra.tools import run_tool
 from tests.support.repository import ROOT
 
 
-def test_every_file_is_listed() -> None:
+def test_every_file_is_listed_in_a_kustomization() -> None:
     listed = set()
     for kustomization in KUBERNETES.glob("*/kustomization.yaml"):
         listed.add(kustomization)
         config, folder = read(kustomization), kustomization.parent
         names = [
             *config.get("resources", []),
-            *(env for one in config.get("configMapGenerator", []) for env in one.get("envs", [])),
+            *(
+                env
+                for generator in config.get("configMapGenerator", [])
+                for env in generator.get("envs", [])
+            ),
             *(patch["path"] for patch in config.get("patches", []) if "path" in patch),
         ]
         listed |= {(folder / name).resolve() for name in names}
@@ -40,15 +44,15 @@ def test_every_file_is_listed() -> None:
     assert listed - files == {KUBERNETES / "base"}
 
 
-def test_the_example_names_the_components() -> None:
-    """They stand there as a comment: what takes that away makes a list of these."""
+def test_example_lists_the_components_in_a_comment() -> None:
+    """Removing the `#` signs turns the comment into the list of components."""
     text = (EXAMPLE / "kustomization.yaml").read_text()
-    offered = re.findall(r"^#   - (\S+) ", text, re.MULTILINE)
-    assert [(EXAMPLE / name).resolve() for name in offered] == COMPONENTS
+    names = re.findall(r"^#   - (\S+) ", text, re.MULTILINE)
+    assert [(EXAMPLE / name).resolve() for name in names] == COMPONENTS
 
 
 @pytest.mark.parametrize("components", [[], COMPONENTS], ids=["plain", "with components"])
-def test_kustomize_makes_the_same_of_it(components: list[Path], tmp_path: Path) -> None:
+def test_kubectl_kustomize_builds_the_same_objects(components: list[Path], tmp_path: Path) -> None:
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("kubectl is not installed: see kubernetes.io/docs/tasks/tools")
@@ -57,32 +61,34 @@ def test_kustomize_makes_the_same_of_it(components: list[Path], tmp_path: Path) 
     listed = "".join(f"  - ../{path.name}\n" for path in components)
     with (copy / "example" / "kustomization.yaml").open("a") as file:
         file.write(f"components:\n{listed}" if listed else "")
-    made = subprocess.run(
+    result = subprocess.run(
         [kubectl, "kustomize", copy / "example"], capture_output=True, check=True, text=True
     )
-    hashed = re.sub(r"\bhistory-[0-9a-z]{10}$", "history", made.stdout, flags=re.MULTILINE)
+    without_hashes = re.sub(
+        r"\bhistory-[0-9a-z]{10}$", "history", result.stdout, flags=re.MULTILINE
+    )
 
     def sort(objects: Any) -> Any:
-        return sorted(objects, key=lambda found: str(found["kind"]))
+        return sorted(objects, key=lambda item: str(item["kind"]))
 
-    assert sort(yaml.safe_load_all(hashed)) == sort(build(EXAMPLE, extra=tuple(components)))
+    assert sort(yaml.safe_load_all(without_hashes)) == sort(build(EXAMPLE, extra=tuple(components)))
 
 
-@pytest.mark.parametrize("options", [("-k", OLDEST), ()], ids=["oldest", "newest"])
-def test_kubernetes_knows_every_field(
+@pytest.mark.parametrize("options", [("-k", OLDEST_KUBERNETES), ()], ids=["oldest", "newest"])
+def test_objects_match_the_kubernetes_schemas(
     objects: dict[str, Any], options: tuple[str, ...], tmp_path: Path
 ) -> None:
     assert objects.pop("ServiceMonitor")["apiVersion"] == "monitoring.coreos.com/v1"
     manifests = tmp_path / "manifests.yaml"
     manifests.write_text(yaml.dump_all(objects.values()))
-    said = run_tool("kubernetes-validate", "--strict", *options, manifests)
-    assert said.returncode == 0, said.stdout + said.stderr
-    # Of a kind that it does not know it only warns.
-    passed = re.findall(r"^INFO .* passed for resource (\w+)/", said.stdout, re.MULTILINE)
-    assert sorted(passed) == sorted(kind.lower() for kind in objects), said.stdout
+    result = run_tool("kubernetes-validate", "--strict", *options, manifests)
+    assert result.returncode == 0, result.stdout + result.stderr
+    # For an unknown kind, kubernetes-validate only prints a warning.
+    passed = re.findall(r"^INFO .* passed for resource (\w+)/", result.stdout, re.MULTILINE)
+    assert sorted(passed) == sorted(kind.lower() for kind in objects), result.stdout
 
 
-def test_labels_and_selectors(objects: dict[str, Any], pod: Any) -> None:
+def test_selectors_match_the_labels(objects: dict[str, Any], pod: Any) -> None:
     labels = pod["metadata"]["labels"].items()
     spread = pod["spec"]["topologySpreadConstraints"]
     selectors = [
@@ -98,7 +104,9 @@ def test_labels_and_selectors(objects: dict[str, Any], pod: Any) -> None:
     assert monitored.items() <= objects["Service"]["metadata"]["labels"].items()
 
 
-def test_names(objects: dict[str, Any], pod: Any, container: Any) -> None:
+def test_objects_refer_to_each_other_by_the_right_names(
+    objects: dict[str, Any], pod: Any, container: Any
+) -> None:
     deployment = objects["Deployment"]
     assert objects["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"] == {
         "apiVersion": deployment["apiVersion"],
@@ -111,33 +119,33 @@ def test_names(objects: dict[str, Any], pod: Any, container: Any) -> None:
         "name": objects["ConfigMap"]["metadata"]["name"]
     }
     namespace = objects.pop("Namespace")["metadata"]["name"]
-    assert {found["metadata"]["namespace"] for found in objects.values()} == {namespace}
+    assert {item["metadata"]["namespace"] for item in objects.values()} == {namespace}
     assert container["image"].rpartition(":")[0].endswith("/message-history-server")
-    # The operator calls the job like the Service.
+    # The Prometheus operator names the job after the Service.
     alerts = (ROOT / "infra" / "prometheus" / "alerts.yaml").read_text()
     assert set(re.findall('job="(.*?)"', alerts)) == {objects["Service"]["metadata"]["name"]}
 
 
-def test_scaling_asks_for_what_the_adapter_answers(objects: dict[str, Any]) -> None:
+def test_scaling_uses_the_metric_of_the_adapter(objects: dict[str, Any]) -> None:
     cpu, memory = objects["HorizontalPodAutoscaler"]["spec"]["metrics"]
     [rule] = read(ROOT / "infra" / "prometheus" / "adapter.yaml")
     assert memory["pods"]["metric"]["name"] == rule["name"]["as"]
-    # Without the adapter nobody is asked for it.
-    [plain] = (found for found in build(EXAMPLE) if found["kind"] == "HorizontalPodAutoscaler")
-    assert plain["spec"]["metrics"] == [cpu]
+    # Without the component, scaling does not need the adapter.
+    [autoscaler] = (item for item in build(EXAMPLE) if item["kind"] == "HorizontalPodAutoscaler")
+    assert autoscaler["spec"]["metrics"] == [cpu]
 
 
-def test_the_readme_applies_what_is_here(objects: dict[str, Any], container: Any) -> None:
+def test_readme_commands_match_the_manifests(objects: dict[str, Any], container: Any) -> None:
     page = (ROOT / "infra" / "README.md").read_text()
     [commands] = re.findall(r"^```sh\n(docker .*?)^```", page, flags=re.DOTALL | re.MULTILINE)
-    named = re.findall(r"\binfra/\S+", commands)
-    assert [ROOT / name for name in named] == [ROOT / "infra" / "Dockerfile", EXAMPLE]
+    paths = re.findall(r"\binfra/\S+", commands)
+    assert [ROOT / path for path in paths] == [ROOT / "infra" / "Dockerfile", EXAMPLE]
     assert set(re.findall(r"registry\S+", commands)) == {container["image"]}
     namespace = objects["Namespace"]["metadata"]["name"]
     assert set(re.findall(r"kubectl -n (\S+)", page)) == {namespace}
     assert objects["Ingress"]["spec"]["tls"][0]["secretName"] in commands
     assert f"deployment/{objects['Deployment']['metadata']['name']}" in commands
-    assert f"Kubernetes {OLDEST} or newer" in page
+    assert f"Kubernetes {OLDEST_KUBERNETES} or newer" in page
     [(program, command)] = re.findall(r"-- (.*) (\S+)$", commands, flags=re.MULTILINE)
     assert f"ENTRYPOINT {json.dumps(program.split())}" in DOCKERFILE
     assert command in main.commands

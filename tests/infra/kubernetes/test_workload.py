@@ -1,4 +1,4 @@
-"""The objects agree with the service, its settings and its image."""
+"""The Kubernetes objects match the service, its settings and its image."""
 
 import re
 from typing import Any
@@ -7,20 +7,22 @@ from service.bundles import background
 from service.http.server import server
 from service.s3 import calls, storage
 from service.settings import Settings
-from tests.infra.kubernetes.manifests import DOCKERFILE, paths
+from tests.infra.kubernetes.manifests import DOCKERFILE, route_paths
 
 
-def test_ports(objects: dict[str, Any], container: Any, settings: Settings) -> None:
+def test_ports_match_the_service_and_each_other(
+    objects: dict[str, Any], container: Any, settings: Settings
+) -> None:
     [port] = container["ports"]
     assert port["containerPort"] == settings.port
     assert f"EXPOSE {settings.port}\n" in DOCKERFILE
     [service] = objects["Service"]["spec"]["ports"]
     assert service["targetPort"] == port["name"]
-    [inward] = objects["NetworkPolicy"]["spec"]["ingress"]
-    assert inward["ports"] == [{"port": port["name"]}]
+    [ingress] = objects["NetworkPolicy"]["spec"]["ingress"]
+    assert ingress["ports"] == [{"port": port["name"]}]
     [endpoint] = objects["ServiceMonitor"]["spec"]["endpoints"]
     assert endpoint["port"] == service["name"]
-    assert endpoint["path"] in paths()
+    assert endpoint["path"] in route_paths()
     for path in objects["Ingress"]["spec"]["rules"][0]["http"]["paths"]:
         assert path["backend"]["service"] == {
             "name": objects["Service"]["metadata"]["name"],
@@ -28,40 +30,40 @@ def test_ports(objects: dict[str, Any], container: Any, settings: Settings) -> N
         }
 
 
-def test_probes(container: Any) -> None:
+def test_probes_call_the_health_checks(container: Any) -> None:
     probes = {name: container[f"{name}Probe"] for name in ("startup", "liveness", "readiness")}
-    asked = {name: probe["httpGet"]["path"] for name, probe in probes.items()}
-    assert asked == {"startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz"}
-    assert set(asked.values()) <= paths()
+    paths = {name: probe["httpGet"]["path"] for name, probe in probes.items()}
+    assert paths == {"startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz"}
+    assert set(paths.values()) <= route_paths()
     port = container["ports"][0]["name"]
     assert all(probe["httpGet"]["port"] == port for probe in probes.values())
     assert probes["readiness"]["timeoutSeconds"] > storage.PROBE_TIMEOUT
 
 
-def test_the_ingress_exposes_the_contract_alone(objects: dict[str, Any]) -> None:
+def test_ingress_exposes_only_public_paths(objects: dict[str, Any]) -> None:
     [rule] = objects["Ingress"]["spec"]["rules"]
     assert objects["Ingress"]["spec"]["tls"][0]["hosts"] == [rule["host"]]
 
-    def exposed(path: str) -> bool:
+    def is_exposed(path: str) -> bool:
         return any(
-            path == one["path"]
-            or (one["pathType"] == "Prefix" and path.startswith(f"{one['path'].rstrip('/')}/"))
-            for one in rule["http"]["paths"]
+            path == entry["path"]
+            or (entry["pathType"] == "Prefix" and path.startswith(f"{entry['path'].rstrip('/')}/"))
+            for entry in rule["http"]["paths"]
         )
 
-    assert {path for path in paths() if not exposed(path)} == {"/readyz", "/metrics"}
+    assert {path for path in route_paths() if not is_exposed(path)} == {"/readyz", "/metrics"}
 
 
-def test_the_ingress_lets_bundles_through(objects: dict[str, Any], settings: Settings) -> None:
+def test_ingress_streams_bundles_of_any_size(objects: dict[str, Any], settings: Settings) -> None:
     prefix = "nginx.ingress.kubernetes.io/"
-    notes = {
+    annotations = {
         name.removeprefix(prefix): value
         for name, value in objects["Ingress"]["metadata"]["annotations"].items()
     }
-    longest = calls.CALL_TIMEOUT + settings.part_size / calls.MIN_UPLOAD_RATE
-    assert int(notes.pop("proxy-read-timeout")) > longest
-    assert int(notes.pop("proxy-send-timeout")) > longest
-    assert notes == {
+    longest_call = calls.CALL_TIMEOUT + settings.part_size / calls.MIN_UPLOAD_RATE
+    assert int(annotations.pop("proxy-read-timeout")) > longest_call
+    assert int(annotations.pop("proxy-send-timeout")) > longest_call
+    assert annotations == {
         "proxy-request-buffering": "off",
         "proxy-buffering": "off",
         "proxy-body-size": "0",
@@ -71,7 +73,7 @@ def test_the_ingress_lets_bundles_through(objects: dict[str, Any], settings: Set
     }
 
 
-def test_settings(objects: dict[str, Any], settings: Settings) -> None:
+def test_config_map_contains_valid_settings(objects: dict[str, Any], settings: Settings) -> None:
     for name in objects["ConfigMap"]["data"]:
         assert name.startswith("AWS_") or (
             name.startswith("HISTORY_")
@@ -80,27 +82,27 @@ def test_settings(objects: dict[str, Any], settings: Settings) -> None:
     assert settings.bucket == "my-histories"
 
 
-def test_a_pod_has_time_to_drain(pod: Any, container: Any, settings: Settings) -> None:
-    drained = settings.drain_delay + server.LAST_REQUESTS + settings.drain_timeout
-    assert pod["spec"]["terminationGracePeriodSeconds"] >= drained + background.CLOSE_TIMEOUT
-    # A hook would have to be counted.
+def test_pod_has_enough_time_to_shut_down(pod: Any, container: Any, settings: Settings) -> None:
+    drain_time = settings.drain_delay + server.LAST_REQUESTS + settings.drain_timeout
+    assert pod["spec"]["terminationGracePeriodSeconds"] >= drain_time + background.CLOSE_TIMEOUT
+    # The time of a preStop hook would have to be added.
     assert "lifecycle" not in container
 
 
-def test_updates_never_lack_a_replica(objects: dict[str, Any]) -> None:
-    rolling = objects["Deployment"]["spec"]["strategy"]["rollingUpdate"]
-    assert rolling == {"maxSurge": 1, "maxUnavailable": 0}
+def test_updates_and_evictions_keep_a_replica_running(objects: dict[str, Any]) -> None:
+    rolling_update = objects["Deployment"]["spec"]["strategy"]["rollingUpdate"]
+    assert rolling_update == {"maxSurge": 1, "maxUnavailable": 0}
     assert objects["HorizontalPodAutoscaler"]["spec"]["minReplicas"] > 1
     assert objects["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
 
 
-def test_a_pod_has_the_memory_that_the_service_may_take(container: Any, settings: Settings) -> None:
+def test_memory_limit_fits_the_memory_budget(container: Any, settings: Settings) -> None:
     memory = container["resources"]["limits"]["memory"]
     assert container["resources"]["requests"]["memory"] == memory
     assert int(memory.removesuffix("Mi")) << 20 >= settings.memory_budget + (160 << 20)
 
 
-def test_nobodys_rights(objects: dict[str, Any], pod: Any, container: Any) -> None:
+def test_pod_runs_without_privileges(objects: dict[str, Any], pod: Any, container: Any) -> None:
     user = re.search(r"^USER (\d+):(\d+)$", DOCKERFILE, flags=re.MULTILINE)
     assert user
     assert pod["spec"]["securityContext"] == {
@@ -116,19 +118,19 @@ def test_nobodys_rights(objects: dict[str, Any], pod: Any, container: Any) -> No
     }
     assert pod["spec"]["automountServiceAccountToken"] is False
     assert objects["ServiceAccount"]["automountServiceAccountToken"] is False
-    # Else a Service called history sets HISTORY_PORT.
+    # Otherwise Kubernetes sets HISTORY_PORT for a Service called history.
     assert pod["spec"]["enableServiceLinks"] is False
     assert objects["Namespace"]["metadata"]["labels"] == {
         "pod-security.kubernetes.io/enforce": "restricted"
     }
 
 
-def test_who_may_talk_to_whom(objects: dict[str, Any]) -> None:
+def test_network_policy_allows_only_the_needed_connections(objects: dict[str, Any]) -> None:
     policy = objects["NetworkPolicy"]["spec"]
     assert policy["policyTypes"] == ["Ingress", "Egress"]
     name = "kubernetes.io/metadata.name"
-    [inward] = policy["ingress"]
-    sources = [source["namespaceSelector"]["matchLabels"][name] for source in inward["from"]]
+    [ingress] = policy["ingress"]
+    sources = [source["namespaceSelector"]["matchLabels"][name] for source in ingress["from"]]
     assert sources == ["ingress-nginx", "monitoring"]
-    outward = {port["port"]: rule.get("to") for rule in policy["egress"] for port in rule["ports"]}
-    assert outward == {53: None, 443: None, 80: [{"ipBlock": {"cidr": "169.254.170.23/32"}}]}
+    egress = {port["port"]: rule.get("to") for rule in policy["egress"] for port in rule["ports"]}
+    assert egress == {53: None, 443: None, 80: [{"ipBlock": {"cidr": "169.254.170.23/32"}}]}
