@@ -1,4 +1,4 @@
-"""The linters that `make infra-tools` installs, and other programs that may be missing."""
+"""Programs that may not be installed, such as the linters from `make infra-tools`."""
 
 import os
 import subprocess
@@ -16,8 +16,8 @@ T = TypeVar("T")
 INFRA_TOOLS = ROOT / ".venv-infra" / "bin"
 
 
-def installed(find: Callable[[], T]) -> T:
-    """Return what `find` finds. Where that is not installed, the test is skipped."""
+def find_or_skip(find: Callable[[], T]) -> T:
+    """Return the result of `find`. Skip the test if the program is not installed."""
     try:
         return find()
     except stores.NotInstalled as error:
@@ -25,16 +25,16 @@ def installed(find: Callable[[], T]) -> T:
 
 
 def find_tool(name: str) -> Path:
-    """One of those that `make infra-tools` installs. Raises `NotInstalled`."""
+    """Return the path of a program from `make infra-tools`. Raises `NotInstalled`."""
     if not (INFRA_TOOLS / name).exists():
         raise stores.NotInstalled(f"{name} is not installed: run `make infra-tools`")
     return INFRA_TOOLS / name
 
 
 def run_tool(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run it, without anybody's settings."""
+    """Run a program from `make infra-tools`, without the user's settings."""
     return subprocess.run(
-        [installed(lambda: find_tool(name)), *map(str, arguments)],
+        [find_or_skip(lambda: find_tool(name)), *map(str, arguments)],
         env={"PATH": os.environ["PATH"], "HOME": os.devnull},
         capture_output=True,
         text=True,

@@ -1,9 +1,9 @@
-"""`make install-test`: `make run` and the installation of `make test`, with other Pythons and pips.
+"""`make install-test`: install and run the project with other versions of Python and pip.
 
 Each combination gets a copy of the project, a virtual environment with that version of pip, and a
-package index that also has a newer release of some of the locked packages. What is installed must
-be what the lock says, and the service that `make run` starts must return a bundle. The packages
-for `make test` are installed with the bundled pip alone, as that takes three times as long.
+package index that also has a newer release of some locked packages. The installed packages must
+match the lock file, and the service that `make run` starts must return a bundle. Only the bundled
+pip also installs the packages for `make test`, because that takes three times as long.
 """
 
 import asyncio
@@ -33,57 +33,60 @@ PIPS = {
     "pip 23.2.1": ["pip==23.2.1"],
     "the newest pip": ["--upgrade", "pip"],
 }
-"""What `pip install` is given before the project is installed."""
+"""The arguments of `pip install` that select each version of pip."""
 
-OURS = ("message-history-server", "pip", "setuptools")
-"""What an environment has without a lock."""
+NOT_LOCKED = ("message-history-server", "pip", "setuptools")
+"""Packages in an environment that no lock file pins."""
 
 NEWER = ("coverage", "urllib3", "moto", "aiobotocore")
-"""Packages that get a release 9999: each is needed by another one, two of them with extras."""
+"""Packages that get a release 9999. Other packages require them, two of them with extras."""
 
-AT_ONCE = 2
+CONCURRENCY = 2
 TIMEOUT = 400
-"""Seconds for one command; an installation takes about 40 with a warm cache."""
+"""Seconds for one command. An installation takes about 40 with a warm cache."""
 
 RUN_TIMEOUT = 120
-"""Seconds after which a service that has not ended by itself is killed."""
+"""Seconds after which the service is killed if it is still running."""
 
 
-def pythons() -> dict[str, Path]:
-    """Return the supported versions that are on the PATH, or that pyenv keeps, by name."""
+def find_pythons() -> dict[str, Path]:
+    """Return the supported Python versions on the PATH or in pyenv, by name."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
     folders = [*os.get_exec_path(), *map(str, sorted(pyenv.glob("*/bin"), reverse=True))]
-    found = {}
+    pythons = {}
     for name in PYTHONS:
         for folder in folders:
             python = shutil.which(f"python{name}", path=folder)
-            if name not in found and python and _can_make_environments(python):
-                found[name] = Path(python)
-    return found
+            if name not in pythons and python and _can_create_environments(python):
+                pythons[name] = Path(python)
+    return pythons
 
 
-def _can_make_environments(python: str) -> bool:
-    """Tell whether it starts, and has what Debian packages apart as python3-venv."""
+def _can_create_environments(python: str) -> bool:
+    """Check that Python starts and has venv, which Debian packages separately as python3-venv."""
     program = [python, "-c", "import ensurepip, venv"]
     return not subprocess.run(program, capture_output=True, check=False).returncode
 
 
 def check(python: Path, pip: list[str], folder: Path) -> str:
-    """Install and run a copy of the project; return what it came to, or raise `AssertionError`."""
+    """Install and run a copy of the project. Return a summary, or raise `AssertionError`."""
     index = folder / "index"
     index.mkdir()
     for name in NEWER:
         add_release(index, name, "9999")
     project = folder / "project"
     repository.copy(project)
-    kept = {name: value for name, value in os.environ.items() if name in ("HOME", "PATH")}
-    configured = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name in ("HOME", "PATH") or name.startswith("PIP_")
+    }
     links = f"{os.environ.get('PIP_FIND_LINKS', '')} {index}".strip()
-    environment = {**kept, **configured, "PIP_FIND_LINKS": links, "PYTHON": str(python)}
+    environment = {**inherited, "PIP_FIND_LINKS": links, "PYTHON": str(python)}
     environment |= {"HISTORY_PORT": "0", "HISTORY_LOG_LEVEL": "warning"}
 
     def run(*command: str | Path) -> None:
-        done = subprocess.run(
+        result = subprocess.run(
             command,
             cwd=project,
             env=environment,
@@ -93,36 +96,36 @@ def check(python: Path, pip: list[str], folder: Path) -> str:
             timeout=TIMEOUT,
             check=False,
         )
-        assert done.returncode == 0, f"{command}:\n{done.stdout}"
+        assert result.returncode == 0, f"{command}:\n{result.stdout}"
 
     run(python, "-m", "venv", ".venv")
     [site] = project.glob(".venv/lib/python*/site-packages")
     if pip:
         run(project / ".venv" / "bin" / "python", "-m", "pip", "install", "--quiet", *pip)
-    began = time.monotonic()
+    started = time.monotonic()
     run("make", ".venv/dev-ready")
-    times = f"dev {time.monotonic() - began:.0f} s"
-    assert_as_locked(site, "requirements/dev.txt")
-    with made_run(project, environment) as url:
+    times = f"dev packages installed in {time.monotonic() - started:.0f} s"
+    assert_matches_lock(site, "requirements/dev.txt")
+    with running_service(project, environment) as url:
         assert_returns_a_bundle(url)
     if not pip:
-        began = time.monotonic()
+        started = time.monotonic()
         run("make", ".venv/test-ready")
-        times += f", test {time.monotonic() - began:.0f} s more"
-        assert_as_locked(site, "requirements/test.txt")
+        times += f", test packages in another {time.monotonic() - started:.0f} s"
+        assert_matches_lock(site, "requirements/test.txt")
     return f"pip {installed_in(site)['pip'].version}, {times}"
 
 
-def assert_as_locked(site: Path, lock: str) -> None:
+def assert_matches_lock(site: Path, lock: str) -> None:
     pinned = {f"{pin.name} {version(pin)}" for pin in pins(lock)}
-    there = {f"{name} {found.version}" for name, found in installed_in(site).items()}
-    unknown = {name for name in there - pinned if name.partition(" ")[0] not in OURS}
+    installed = {f"{name} {package.version}" for name, package in installed_in(site).items()}
+    unknown = {name for name in installed - pinned if name.partition(" ")[0] not in NOT_LOCKED}
     assert not unknown, f"installed, but not in {lock}: {sorted(unknown)}"
 
 
 @contextmanager
-def made_run(project: Path, environment: dict[str, str]) -> Iterator[str]:
-    """Yield the URL of the service that `make run` starts, and stop it as Ctrl-C does."""
+def running_service(project: Path, environment: dict[str, str]) -> Iterator[str]:
+    """Start `make run`, yield the URL of the service, and stop it with Ctrl-C's signal."""
     with subprocess.Popen(
         ["make", "run"],
         cwd=project,
@@ -146,32 +149,32 @@ def assert_returns_a_bundle(url: str) -> None:
     bundle = os.urandom(9 << 20)
     proof = sign("the key of an installation", bundle)
     with httpx.Client(base_url=url, trust_env=False, timeout=30) as http:
-        answer = http.post("/upload", content=bundle, headers=proof)
-        assert answer.status_code == 200, answer.text
-        assert http.get(f"/files/{answer.text}", headers=proof).content == bundle
+        response = http.post("/upload", content=bundle, headers=proof)
+        assert response.status_code == 200, response.text
+        assert http.get(f"/files/{response.text}", headers=proof).content == bundle
 
 
 async def check_all() -> bool:
-    """Try all combinations, two at a time; print a line for each. Return whether all worked."""
-    found = pythons()
+    """Test all combinations, two at a time, and print a line for each. Return whether all work."""
+    pythons = find_pythons()
     for name in PYTHONS:
-        if name not in found:
-            click.echo(f"Python {name}: not installed, so not tried")
-    turn = asyncio.Semaphore(AT_ONCE)
+        if name not in pythons:
+            click.echo(f"Python {name}: skipped (not installed)")
+    semaphore = asyncio.Semaphore(CONCURRENCY)
 
-    async def one(name: str, pip: str) -> bool:
-        async with turn:
+    async def check_one(name: str, pip: str) -> bool:
+        async with semaphore:
             with tempfile.TemporaryDirectory() as folder:
                 try:
-                    outcome = await asyncio.to_thread(check, found[name], PIPS[pip], Path(folder))
+                    summary = await asyncio.to_thread(check, pythons[name], PIPS[pip], Path(folder))
                 except (AssertionError, subprocess.TimeoutExpired, httpx.HTTPError) as error:
                     click.echo(f"Python {name}, {pip}: FAILED\n{error}")
                     return False
-        click.echo(f"Python {name}, {pip}: works, with {outcome}")
+        click.echo(f"Python {name}, {pip}: works ({summary})")
         return True
 
-    works = await asyncio.gather(*(one(name, pip) for name in found for pip in PIPS))
-    return bool(works) and all(works)
+    results = await asyncio.gather(*(check_one(name, pip) for name in pythons for pip in PIPS))
+    return bool(results) and all(results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The lock files are whole: each holds what was asked for, and nothing else."""
+"""The lock files are complete: each pins exactly the required packages and their dependencies."""
 
 import re
 import sys
@@ -10,7 +10,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import NormalizedName, canonicalize_name
 
-from tests.infra.tools import installed
+from tests.infra.tools import find_or_skip
 from tests.support import stores
 from tests.support.lock_files import (
     PROJECT,
@@ -29,7 +29,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 PURELIB = Path(sysconfig.get_path("purelib"))
 
 TEST = [requirement for requirement in EXTRAS["test"] if not requirement.startswith("message-")]
-ASKED = {
+REQUIRED = {
     "requirements/service.txt": PROJECT["dependencies"],
     "requirements/dev.txt": [*PROJECT["dependencies"], *EXTRAS["dev"]],
     "requirements/test.txt": [
@@ -43,21 +43,21 @@ ASKED = {
     "requirements/localstack.txt": source("requirements/localstack.in"),
     "requirements/ministack.txt": source("requirements/ministack.in"),
 }
-"""Each lock, and the requirements that it was made from."""
+"""Each lock file, and the requirements that it was made from."""
 
 ENVIRONMENTS = {
     "requirements/infra-tools.txt": ("infra-tools", ".venv-infra"),
     "requirements/localstack.txt": ("localstack", ".venv-localstack"),
     "requirements/ministack.txt": ("ministack", ".venv-ministack"),
 }
-"""The locks with a virtual environment of their own: the make target, and the folder."""
+"""The lock files with their own virtual environment: the make target, and the folder."""
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PLATFORMS = {"linux": "Linux", "darwin": "Darwin"}
 
 
-def site_of(lock: str) -> Path:
-    """Return the folder into which this lock is installed; without it, skip the test."""
+def site_packages(lock: str) -> Path:
+    """Return the folder into which a lock file is installed. If it is missing, skip the test."""
     if lock not in ENVIRONMENTS:
         return PURELIB
     target, folder = ENVIRONMENTS[lock]
@@ -68,11 +68,11 @@ def site_of(lock: str) -> Path:
             raise stores.NotInstalled(f"{folder} is missing: run `make {target}`")
         return site
 
-    return installed(find)
+    return find_or_skip(find)
 
 
-@pytest.mark.parametrize("lock", ASKED)
-def test_every_pin_has_hashes_and_no_lock_names_a_registry(lock: str) -> None:
+@pytest.mark.parametrize("lock", REQUIRED)
+def test_every_pin_has_hashes_and_no_lock_file_names_a_registry(lock: str) -> None:
     text = (ROOT / lock).read_text()
     assert "://" not in text
     assert not re.search("^-", text, flags=re.MULTILINE)
@@ -81,19 +81,19 @@ def test_every_pin_has_hashes_and_no_lock_names_a_registry(lock: str) -> None:
     assert [entry for entry in entries(lock) if not hashed.fullmatch(entry)] == []
 
 
-@pytest.mark.parametrize("lock", ASKED)
-def test_a_lock_holds_what_was_asked_for_and_nothing_else(lock: str) -> None:
-    assert pinned_here(lock) == closure(ASKED[lock], site_of(lock))
+@pytest.mark.parametrize("lock", REQUIRED)
+def test_lock_file_contains_exactly_the_required_packages(lock: str) -> None:
+    assert pinned_here(lock) == closure(REQUIRED[lock], site_packages(lock))
 
 
-@pytest.mark.parametrize("lock", ASKED)
+@pytest.mark.parametrize("lock", REQUIRED)
 def test_every_requirement_of_a_locked_package_is_pinned(lock: str) -> None:
-    """Including the requirements of extras, on each supported Python and platform.
+    """Check each supported Python and platform, and the requirements of extras too.
 
-    pip is told to resolve nothing, so nothing else would notice a missing package.
+    The project calls pip with --no-deps, so pip does not notice a missing package.
     """
-    there = installed_in(site_of(lock))
-    unmet = []
+    installed = installed_in(site_packages(lock))
+    missing = []
     for python in PYTHONS:
         for platform, system in PLATFORMS.items():
             environment = {
@@ -107,46 +107,46 @@ def test_every_requirement_of_a_locked_package_is_pinned(lock: str) -> None:
                 for pin in pins(lock)
                 if pin.marker is None or pin.marker.evaluate(environment)
             }
-            unmet += [
-                f"{name} {version(pin)} needs {needed} (Python {python}, {platform})"
+            missing += [
+                f"{name} {version(pin)} needs {requirement} (Python {python}, {platform})"
                 for name, pin in locked.items()
                 # A package that is pinned for another Python or platform is not installed here.
-                if name in there and there[name].version == version(pin)
-                for needed in requirements(there[name], pin.extras, environment)
-                if not satisfied(needed, locked)
+                if name in installed and installed[name].version == version(pin)
+                for requirement in requirements(installed[name], pin.extras, environment)
+                if not is_satisfied(requirement, locked)
             ]
-    assert unmet == []
+    assert missing == []
 
 
-def satisfied(needed: Requirement, locked: Mapping[NormalizedName, Requirement]) -> bool:
-    pin = locked.get(canonicalize_name(needed.name))
+def is_satisfied(requirement: Requirement, locked: Mapping[NormalizedName, Requirement]) -> bool:
+    pin = locked.get(canonicalize_name(requirement.name))
     return (
         pin is not None
-        and needed.specifier.contains(version(pin), prereleases=True)
-        and needed.extras <= pin.extras
+        and requirement.specifier.contains(version(pin), prereleases=True)
+        and requirement.extras <= pin.extras
     )
 
 
-def test_the_locks_agree() -> None:
-    """The image, `make run` and the examples install exactly what the tests ran with."""
+def test_lock_files_agree() -> None:
+    """The image, `make run` and the examples install the same versions as the tests."""
 
     def pinned(lock: str) -> dict[str, str]:
-        """Version and hashes by name. A larger lock may have more extras and simpler markers."""
+        """Return version and hashes by name. Extras and markers may differ between lock files."""
         return {
-            Requirement(head).name: f"{Requirement(head).specifier}{hashes}"
-            for head, _, hashes in (entry.partition("\\") for entry in entries(lock))
+            Requirement(pin).name: f"{Requirement(pin).specifier}{hashes}"
+            for pin, _, hashes in (entry.partition("\\") for entry in entries(lock))
         }
 
-    service, dev, test = map(pinned, list(ASKED)[:3])
+    service, dev, test = map(pinned, list(REQUIRED)[:3])
     assert service.items() <= dev.items() <= test.items()
     assert pinned("examples/requirements.txt").items() <= test.items()
 
 
-def test_the_examples_ask_for_what_the_extra_asks_for() -> None:
+def test_example_requirements_match_the_examples_extra() -> None:
     assert source("examples/requirements.in") == EXTRAS["examples"]
 
 
-def test_users_install_the_examples_without_options() -> None:
-    """Their lock has no extras, which older versions of pip cannot match to a pin."""
+def test_lock_file_of_the_examples_has_no_extras() -> None:
+    """Older versions of pip cannot match a requirement with extras to a pin."""
     assert [pin.name for pin in pins("examples/requirements.txt") if pin.extras] == []
     assert pinned_here("examples/requirements.txt") == closure(EXTRAS["examples"], PURELIB)

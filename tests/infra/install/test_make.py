@@ -1,4 +1,4 @@
-"""make installs what the lock files pin."""
+"""The Makefile installs the versions that the lock files pin."""
 
 import os
 import shutil
@@ -10,10 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.lock_files import (
-    add_release,
-    installed_in,
-)
+from tests.support.lock_files import add_release, installed_in
 from tests.support.marks import only_ci
 from tests.support.repository import ROOT
 
@@ -44,10 +41,10 @@ backend-path = ["."]
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project with this Makefile, whose locks are older than the newest releases.
+    """A project with this Makefile and with lock files that pin older releases.
 
-    It has what broke the installation once: a package that needs another one with an extra, and
-    a newer release of that one on the index.
+    The combination that once broke the installation: one package requires another with an extra,
+    and the index has a newer release of the other package.
     """
     index = tmp_path / "index"
     folder = tmp_path / "project"
@@ -66,8 +63,8 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
-def make_environment(project: Path) -> None:
-    """Make the virtual environment beforehand, with this one's pip: `make` takes a while for it."""
+def create_environment(project: Path) -> None:
+    """Create the virtual environment with a copy of pip, which is faster than `make` does it."""
     environment = project / ".venv"
     venv.create(environment, symlinks=True)
     for folder in PURELIB.glob("pip*"):
@@ -90,29 +87,29 @@ def make(project: Path, target: str) -> subprocess.CompletedProcess[str]:
 
 def versions(project: Path) -> dict[str, str]:
     site = project / ".venv" / PURELIB.relative_to(sys.prefix)
-    return {name: there.version for name, there in installed_in(site).items() if name != "pip"}
+    return {name: package.version for name, package in installed_in(site).items() if name != "pip"}
 
 
 @only_ci
-def test_make_installs_the_pins_where_there_are_newer_releases(project: Path) -> None:
-    """With the pip that runs these tests; `make install-test` tries other versions of pip."""
-    make_environment(project)
-    done = make(project, ".venv/dev-ready")
-    assert done.returncode == 0, done.stderr
+def test_make_installs_the_pinned_versions_despite_newer_releases(project: Path) -> None:
+    """Uses the pip of this environment. `make install-test` tests other versions of pip."""
+    create_environment(project)
+    result = make(project, ".venv/dev-ready")
+    assert result.returncode == 0, result.stderr
     dev = {"used": "1.0", "user": "1.0", "project": "1"}
     assert {name: versions(project)[name] for name in dev} == dev
     assert "plugin" not in versions(project)
-    done = make(project, ".venv/test-ready")
-    assert done.returncode == 0, done.stderr
+    result = make(project, ".venv/test-ready")
+    assert result.returncode == 0, result.stderr
     assert versions(project)["plugin"] == "1.0"
 
 
 @only_ci
-def test_make_notices_a_lock_that_is_not_complete(project: Path) -> None:
-    make_environment(project)
+def test_make_fails_with_an_incomplete_lock_file(project: Path) -> None:
+    create_environment(project)
     lock = project / "requirements" / "dev.txt"
     lock.write_text(lock.read_text().partition("used==")[0])
-    done = make(project, ".venv/dev-ready")
-    assert done.returncode != 0
-    assert "user 1.0 requires used" in done.stderr
+    result = make(project, ".venv/dev-ready")
+    assert result.returncode != 0
+    assert "user 1.0 requires used" in result.stderr
     assert not (project / ".venv" / "dev-ready").exists()

@@ -1,11 +1,11 @@
-"""A certificate for the tests of TLS."""
+"""A certificate for the TLS tests."""
 
 import subprocess
 from pathlib import Path
 
 
 def make_certificate(folder: Path) -> Path:
-    """Put a certificate for localhost, and its key, where listen-tls.conf looks for them."""
+    """Write a certificate for localhost and its key to the paths that listen-tls.conf uses."""
     (folder / "tls").mkdir()
     command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 "
     command += "-subj /CN=localhost -addext subjectAltName=DNS:localhost "

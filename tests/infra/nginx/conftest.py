@@ -1,4 +1,4 @@
-"""nginx before real replicas, and before ports where nobody answers."""
+"""nginx in front of real replicas, and in front of a socket that the test controls."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -8,11 +8,11 @@ from uuid import uuid4
 import httpx
 import pytest
 
-from tests.infra.nginx.front import Front
-from tests.infra.nginx.standalone import TRUSTED, Alone, alone_at
+from tests.infra.nginx.gateway import Gateway
+from tests.infra.nginx.standalone import TRUSTED, StandaloneNginx, running_standalone
 from tests.infra.stack.deployment import running_stack
 from tests.infra.stack.nginx import find_nginx
-from tests.infra.tools import installed
+from tests.infra.tools import find_or_skip
 from tests.support.polling import until
 from tests.support.proxy import Proxy
 from tests.support.stores import Store, free_ports
@@ -20,12 +20,12 @@ from tests.support.stores.access import s3_client
 
 
 @pytest.fixture(scope="package")
-def front(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
-    """Have nginx and two replicas, with a proxy before their store that can make it slow."""
-    installed(find_nginx)
+def gateway(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """Run nginx and two replicas, with a fault-injecting proxy in front of their store."""
+    find_or_skip(find_nginx)
     output = tmp_path_factory.mktemp("nginx") / "output.log"
     with Proxy(store.endpoint_url) as proxy, output.open("ab") as log:
-        behind = Store("proxy", proxy.url, store.access_key, store.secret_key, store.region)
+        proxied_store = Store("proxy", proxy.url, store.access_key, store.secret_key, store.region)
         bucket = f"history-{uuid4()}"
         variables = {
             "HISTORY_BUCKET": bucket,
@@ -35,42 +35,42 @@ def front(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fr
             "HISTORY_READ_TIMEOUT": "3s",
         }
         with (
-            running_stack(behind, variables, output=log) as running,
+            running_stack(proxied_store, variables, output=log) as stack,
             httpx.Client(
-                base_url=running.url,
+                base_url=stack.url,
                 headers={"Origin": "https://app.example"},
                 trust_env=False,
                 timeout=60,
             ) as http,
         ):
             s3 = s3_client(store)
-            yield Front(running, http, proxy, s3, bucket, output)
+            yield Gateway(stack, http, proxy, s3, bucket, output)
 
 
 @pytest.fixture(autouse=True)
-def _as_before(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Start a replica that a test has killed, and mend the store."""
+def _restore_gateway(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Remove the faults of the store, and restart a replica that a test has killed."""
     yield
-    if "front" in request.fixturenames:
-        front: Front = request.getfixturevalue("front")
-        front.store.faults.clear()
-        for replica in front.stack.replicas:
+    if "gateway" in request.fixturenames:
+        gateway: Gateway = request.getfixturevalue("gateway")
+        gateway.store.faults.clear()
+        for replica in gateway.stack.replicas:
             if replica.code is not None:
                 replica.start()
                 replica.ready()
-                until(partial(front.reaches, replica), seconds=10)
+                until(partial(gateway.reaches, replica), seconds=10)
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> Iterator[Alone]:
-    with alone_at(tmp_path / "output.log", 0) as running:
-        yield running
+def standalone(tmp_path: Path) -> Iterator[StandaloneNginx]:
+    with running_standalone(tmp_path / "output.log", 0) as nginx:
+        yield nginx
 
 
 @pytest.fixture
-def trusting(tmp_path: Path) -> Iterator[Alone]:
-    """It has one trusted proxy, named where the README says."""
+def behind_proxy(tmp_path: Path) -> Iterator[StandaloneNginx]:
+    """Run nginx with one trusted proxy, configured as the README describes."""
     port = free_ports(1)[0]
     listen = f"listen 127.0.0.1:{port};\nset_real_ip_from {TRUSTED};\n"
-    with alone_at(tmp_path / "output.log", port, listen) as running:
-        yield running
+    with running_standalone(tmp_path / "output.log", port, listen) as nginx:
+        yield nginx

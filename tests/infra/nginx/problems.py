@@ -1,13 +1,13 @@
-"""What every error looks like."""
+"""The format of error responses."""
 
 import httpx
 
 
-def problem(answer: httpx.Response, status: int, code: str) -> None:
-    """What every error looks like, whoever makes it."""
-    assert answer.status_code == status
-    assert answer.headers["Content-Type"] == "application/problem+json"
-    assert answer.headers["Access-Control-Allow-Origin"] == "*"
-    assert answer.headers["X-Request-Id"]
-    assert (answer.json()["status"], answer.json()["code"]) == (status, code)
-    assert ("Retry-After" in answer.headers) == (status in (429, 502, 503, 504))
+def assert_problem(response: httpx.Response, status: int, code: str) -> None:
+    """Check the format that all errors share, whether from nginx or from the service."""
+    assert response.status_code == status
+    assert response.headers["Content-Type"] == "application/problem+json"
+    assert response.headers["Access-Control-Allow-Origin"] == "*"
+    assert response.headers["X-Request-Id"]
+    assert (response.json()["status"], response.json()["code"]) == (status, code)
+    assert ("Retry-After" in response.headers) == (status in (429, 502, 503, 504))

@@ -1,4 +1,4 @@
-"""nginx in front of one listening socket, without any replica."""
+"""nginx in front of a listening socket, without a replica."""
 
 import select
 import socket
@@ -7,61 +7,61 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.infra.stack.nginx import balancer, find_nginx
-from tests.infra.tools import installed
+from tests.infra.stack.nginx import find_nginx, running_nginx
+from tests.infra.tools import find_or_skip
 
 
 @dataclass
-class Alone:
-    """nginx in front of one listening socket, or of none: what comes of a request it decides."""
+class StandaloneNginx:
+    """nginx in front of a socket that the test controls. The test may close the socket."""
 
     url: str
-    behind: socket.socket
+    upstream: socket.socket
     output: Path
 
-    def reached(self) -> bool:
-        """Whether a connection has come through."""
+    def forwarded(self) -> bool:
+        """Accept and close a connection from nginx. Return whether there was one."""
         try:
-            self.behind.accept()[0].close()
+            self.upstream.accept()[0].close()
         except BlockingIOError:
             return False
         return True
 
-    def take(self) -> socket.socket:
-        """The next connection that comes through."""
-        waiting, _, _ = select.select([self.behind], [], [], 5)
-        assert waiting, "nothing has come through"
-        connection, _ = self.behind.accept()
+    def accept(self) -> socket.socket:
+        """Wait for the next connection from nginx."""
+        ready, _, _ = select.select([self.upstream], [], [], 5)
+        assert ready, "nginx has forwarded no request"
+        connection, _ = self.upstream.accept()
         connection.settimeout(5)
         return connection
 
-    def answer(self) -> dict[str, str]:
-        """Answer the next request that comes through with 204; its header fields."""
-        with self.take() as connection, connection.makefile("rb") as received:
-            lines = [line.decode().rstrip() for line in iter(received.readline, b"\r\n")]
+    def respond(self) -> dict[str, str]:
+        """Respond to the next request from nginx with 204. Return the headers of the request."""
+        with self.accept() as connection, connection.makefile("rb") as request:
+            lines = [line.decode().rstrip() for line in iter(request.readline, b"\r\n")]
             connection.sendall(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
         return dict(line.split(": ", 1) for line in lines[1:])
 
 
 @contextmanager
-def alone_at(output: Path, port: int, listen: str = "") -> Iterator[Alone]:
-    installed(find_nginx)
+def running_standalone(output: Path, port: int, listen: str = "") -> Iterator[StandaloneNginx]:
+    find_or_skip(find_nginx)
     with (
-        socket.create_server(("127.0.0.1", 0), backlog=512) as behind,
+        socket.create_server(("127.0.0.1", 0), backlog=512) as upstream,
         output.open("ab") as log,
     ):
-        behind.settimeout(0)
-        ports = [behind.getsockname()[1]] * 2
-        with balancer(ports, port=port, listen=listen, output=log) as nginx:
-            yield Alone(nginx.url, behind, output)
+        upstream.settimeout(0)
+        ports = [upstream.getsockname()[1]] * 2
+        with running_nginx(ports, port=port, listen=listen, output=log) as nginx:
+            yield StandaloneNginx(nginx.url, upstream, output)
 
 
-TRUSTED, STRANGER = "127.0.0.2", "127.0.0.3"
+TRUSTED, UNTRUSTED = "127.0.0.2", "127.0.0.3"
 
 
-def get(path: str, forwarded: str | None, *, close: bool = False) -> bytes:
-    """A GET as a proxy passes it on."""
+def get_request(path: str, forwarded_for: str | None, *, close: bool = False) -> bytes:
+    """Return a GET as a proxy forwards it."""
     lines = [f"GET {path} HTTP/1.1", "Host: x"]
-    lines += [f"X-Forwarded-For: {forwarded}"] if forwarded else []
+    lines += [f"X-Forwarded-For: {forwarded_for}"] if forwarded_for else []
     lines += ["Connection: close"] if close else []
     return "\r\n".join([*lines, "", ""]).encode()

@@ -1,4 +1,4 @@
-"""The files of nginx's configuration."""
+"""The configuration files of nginx."""
 
 import json
 import re
@@ -11,48 +11,48 @@ from service.http.middleware import RESPONSE_HEADERS
 from service.http.problems import STATUS
 from service.settings import Settings
 from tests.infra.nginx.certificates import make_certificate
-from tests.infra.stack.nginx import NGINX, command, configure, find_nginx
-from tests.infra.tools import installed
+from tests.infra.stack.nginx import NGINX, configure, find_nginx, nginx_command
+from tests.infra.tools import find_or_skip
 from tests.support.stores import free_ports
 
-# The replicas are started once, and some tests kill one of them.
+# One worker runs all nginx tests: they share two replicas, and some tests kill one of them.
 pytestmark = pytest.mark.xdist_group("nginx")
 
 CONFIGURATION = (NGINX / "nginx.conf").read_text()
 
 
 @pytest.mark.parametrize("listen", ["listen.conf", "listen-tls.conf"])
-def test_the_configuration_is_one(listen: str, tmp_path: Path) -> None:
-    program = installed(find_nginx)
+def test_nginx_accepts_the_configuration(listen: str, tmp_path: Path) -> None:
+    program = find_or_skip(find_nginx)
     make_certificate(tmp_path)
     port = str(free_ports(1)[0])
-    lines = re.sub(r"\b(5558|443)\b", port, (NGINX / listen).read_text())
-    configure(tmp_path, re.sub(r"listen \[::\].*", "", lines), free_ports(2))
-    tested = subprocess.run(
-        [*command(program, tmp_path), "-t"], capture_output=True, text=True, check=False
+    listen_lines = re.sub(r"\b(5558|443)\b", port, (NGINX / listen).read_text())
+    configure(tmp_path, re.sub(r"listen \[::\].*", "", listen_lines), free_ports(2))
+    result = subprocess.run(
+        [*nginx_command(program, tmp_path), "-t"], capture_output=True, text=True, check=False
     )
-    assert tested.returncode == 0, tested.stderr
-    assert "[warn]" not in tested.stderr
+    assert result.returncode == 0, result.stderr
+    assert "[warn]" not in result.stderr
 
 
-def test_its_limits_are_those_of_the_service() -> None:
+def test_nginx_limits_fit_those_of_the_service() -> None:
     config = Settings(bucket="a-bucket")
 
     def seconds(name: str) -> int:
-        found = re.search(rf"^ *{name} +(\d+)s;", CONFIGURATION, re.MULTILINE)
-        assert found, name
-        return int(found[1])
+        match = re.search(rf"^ *{name} +(\d+)s;", CONFIGURATION, re.MULTILINE)
+        assert match, name
+        return int(match[1])
 
     assert f"client_max_body_size {(config.max_bundle_size >> 10) + 64}k;" in CONFIGURATION
     assert seconds("client_body_timeout") > config.read_timeout
     assert seconds("send_timeout") > config.read_timeout
     assert seconds("worker_shutdown_timeout") >= config.drain_delay + config.drain_timeout + 5
-    idle = re.search(r"keepalive_timeout (\d+)s", (NGINX / "upstream.conf").read_text())
-    assert idle
-    assert int(idle[1]) < config.drain_delay
+    keep_alive = re.search(r"keepalive_timeout (\d+)s", (NGINX / "upstream.conf").read_text())
+    assert keep_alive
+    assert int(keep_alive[1]) < config.drain_delay
 
 
-def test_every_error_of_nginx_is_a_problem() -> None:
+def test_every_nginx_error_is_a_problem_document() -> None:
     table = CONFIGURATION[CONFIGURATION.index("map $status $history_problem") :]
     problems = {
         int(status): json.loads(body)

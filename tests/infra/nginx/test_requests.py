@@ -13,104 +13,105 @@ from uuid import uuid4
 
 import pytest
 
-from tests.infra.nginx.front import BUNDLE, PROOF, Front
-from tests.infra.nginx.problems import problem
+from tests.infra.nginx.gateway import BUNDLE, PROOF, Gateway
+from tests.infra.nginx.problems import assert_problem
 from tests.infra.stack.nginx import Nginx
 from tests.support.clients import path_spellings
 from tests.support.clients.sockets import raw_request, read_answer
 from tests.support.polling import until
 from tests.support.proxy import Fault, Stall
 
-END = b"Host: x\r\nConnection: close\r\n\r\n"
+HEADERS = b"Host: x\r\nConnection: close\r\n\r\n"
 
-# The replicas are started once, and some tests kill one of them.
+# One worker runs all nginx tests: they share two replicas, and some tests kill one of them.
 pytestmark = pytest.mark.xdist_group("nginx")
 MIB = 1 << 20
 
 
-def test_every_operation(front: Front) -> None:
-    """Also with the body as a form or in chunks, and keys of any bytes."""
+def test_every_operation_works_through_nginx(gateway: Gateway) -> None:
+    """Bodies may also be forms or chunked, and keys may contain any byte."""
     key = bytes({*range(0x21, 0x100)} - {0x7F})
     proof = {b"X-HMAC": PROOF["X-HMAC"].encode(), b"X-SIGNING-KEY": key}
-    refused = front.http.post("/upload", content=BUNDLE, headers=proof)
-    problem(refused, 422, "hmac_mismatch")
+    refused = gateway.http.post("/upload", content=BUNDLE, headers=proof)
+    assert_problem(refused, 422, "hmac_mismatch")
     proof = {b"X-HMAC": hmac.new(key, BUNDLE, "sha256").hexdigest().encode(), b"X-SIGNING-KEY": key}
-    answer = front.http.post("/upload", content=BUNDLE, headers=proof)
-    assert answer.status_code == 200
-    path = answer.headers["Location"]
-    assert path == f"/files/{answer.text}"
-    whole = front.http.get(path, headers=proof)
+    upload = gateway.http.post("/upload", content=BUNDLE, headers=proof)
+    assert upload.status_code == 200
+    path = upload.headers["Location"]
+    assert path == f"/files/{upload.text}"
+    whole = gateway.http.get(path, headers=proof)
     assert whole.content == BUNDLE
-    part = front.http.get(path, headers=[*proof.items(), (b"Range", b"bytes=5-8")])
+    part = gateway.http.get(path, headers=[*proof.items(), (b"Range", b"bytes=5-8")])
     assert (part.status_code, part.content) == (206, BUNDLE[5:9])
-    head = front.http.head(path, headers=proof)
+    head = gateway.http.head(path, headers=proof)
     assert head.headers["Content-Length"] == str(len(BUNDLE))
-    problem(front.http.get(path, headers=PROOF), 401, "invalid_hmac")
-    assert front.http.delete(path, headers=proof).status_code == 204
-    problem(front.http.get(path, headers=proof), 404, "not_found")
+    assert_problem(gateway.http.get(path, headers=PROOF), 401, "invalid_hmac")
+    assert gateway.http.delete(path, headers=proof).status_code == 204
+    assert_problem(gateway.http.get(path, headers=proof), 404, "not_found")
 
-    form = front.http.post("/upload", files={"file": BUNDLE})
-    chunks = front.http.post(
-        "/upload", content=(BUNDLE[at : at + MIB] for at in range(0, len(BUNDLE), MIB))
+    form = gateway.http.post("/upload", files={"file": BUNDLE})
+    chunks = gateway.http.post(
+        "/upload", content=(BUNDLE[start : start + MIB] for start in range(0, len(BUNDLE), MIB))
     )
-    for uploaded in (form, chunks):
-        assert front.http.get(f"/files/{uploaded.text}", headers=PROOF).content == BUNDLE
+    for upload in (form, chunks):
+        assert gateway.http.get(f"/files/{upload.text}", headers=PROOF).content == BUNDLE
 
 
 @pytest.mark.parametrize("path", ["//upload", "/upload/", "/upload//", "/%75pload"])
-def test_no_path_is_redirected(front: Front, path: str) -> None:
-    answer = raw_request(
-        front.url,
+def test_upload_path_spelling_is_not_redirected(gateway: Gateway, path: str) -> None:
+    response = raw_request(
+        gateway.url,
         f"POST {path} HTTP/1.1\r\nHost: x\r\n".encode()
         + b"Content-Length: 6\r\nConnection: close\r\n\r\nbundle",
     )
-    assert answer.startswith(b"HTTP/1.1 200 ")
-    assert b"\r\nlocation: /files/" in answer
+    assert response.startswith(b"HTTP/1.1 200 ")
+    assert b"\r\nlocation: /files/" in response
 
 
-def test_files_without_a_slash_is_no_redirect_either(front: Front) -> None:
-    problem(front.http.get("/files"), 404, "not_found")
+def test_files_path_without_slash_is_not_redirected(gateway: Gateway) -> None:
+    assert_problem(gateway.http.get("/files"), 404, "not_found")
 
 
 @pytest.mark.parametrize("target", path_spellings.INTERNAL)
-def test_no_spelling_reaches_what_stays_inside(front: Front, target: str) -> None:
-    """Not even one that the replica itself would understand."""
-    answer = raw_request(front.url, f"GET {target} HTTP/1.1\r\n".encode() + END)
-    assert int(answer.split(b" ")[1]) in {400, 404}
-    assert b"application/problem+json\r\n" in answer
-    assert b"history_" not in answer
-    assert b"ready\n" not in answer
+def test_no_path_spelling_reaches_an_internal_endpoint(gateway: Gateway, target: str) -> None:
+    """Not even a spelling that a replica itself accepts."""
+    response = raw_request(gateway.url, f"GET {target} HTTP/1.1\r\n".encode() + HEADERS)
+    assert int(response.split(b" ")[1]) in {400, 404}
+    assert b"application/problem+json\r\n" in response
+    assert b"history_" not in response
+    assert b"ready\n" not in response
 
 
 @pytest.mark.parametrize("target", path_spellings.NOT_PRINTABLE)
-def test_a_path_that_is_not_printable_is_refused(front: Front, target: str) -> None:
-    answer = raw_request(front.url, f"GET {target} HTTP/1.1\r\n".encode() + END)
-    assert int(answer.split(b" ")[1]) in {400, 404}
+def test_unprintable_path_is_refused(gateway: Gateway, target: str) -> None:
+    response = raw_request(gateway.url, f"GET {target} HTTP/1.1\r\n".encode() + HEADERS)
+    assert int(response.split(b" ")[1]) in {400, 404}
 
 
 @pytest.mark.parametrize(
     "target", ["/", "//", "/healthz", "//healthz/", "/openapi.json", "/%68ealthz"]
 )
-def test_the_contract_is_passed_on(front: Front, target: str) -> None:
-    answer = raw_request(front.url, f"GET {target} HTTP/1.1\r\n".encode() + END)
-    assert answer.startswith(b"HTTP/1.1 200 ")
+def test_public_path_is_forwarded(gateway: Gateway, target: str) -> None:
+    response = raw_request(gateway.url, f"GET {target} HTTP/1.1\r\n".encode() + HEADERS)
+    assert response.startswith(b"HTTP/1.1 200 ")
 
 
-def test_that_it_lives_is_public_but_not_its_version(front: Front) -> None:
-    answer = front.http.get("/healthz")
-    assert (answer.status_code, answer.headers["Server"]) == (200, "nginx")
+def test_health_check_is_public_without_the_version_of_nginx(gateway: Gateway) -> None:
+    response = gateway.http.get("/healthz")
+    assert (response.status_code, response.headers["Server"]) == (200, "nginx")
 
 
-def test_the_request_id_goes_through(front: Front) -> None:
-    def answered(given: str) -> str:
-        return front.http.get("/healthz", headers={"X-Request-Id": given}).headers["X-Request-Id"]
+def test_valid_request_id_is_kept_and_any_other_is_replaced(gateway: Gateway) -> None:
+    def response_id(request_id: str) -> str:
+        headers = {"X-Request-Id": request_id}
+        return gateway.http.get("/healthz", headers=headers).headers["X-Request-Id"]
 
-    assert answered("from-the-client.1") == "from-the-client.1"
-    for unfit in ("", "two words", '"', "x" * 129):
-        assert re.fullmatch("[0-9a-f]{32}", answered(unfit))
-    # Once in nginx's log, once in a replica's.
-    until(lambda: front.output.read_text().count("from-the-client.1") == 2)
-    assert "two words" not in front.output.read_text()
+    assert response_id("from-the-client.1") == "from-the-client.1"
+    for invalid in ("", "two words", '"', "x" * 129):
+        assert re.fullmatch("[0-9a-f]{32}", response_id(invalid))
+    # nginx and a replica log the request ID once each.
+    until(lambda: gateway.output.read_text().count("from-the-client.1") == 2)
+    assert "two words" not in gateway.output.read_text()
 
 
 @pytest.mark.parametrize(
@@ -127,8 +128,8 @@ def test_the_request_id_goes_through(front: Front) -> None:
         ("http://x/files/{id}", "/files/0192f3c4…"),
     ],
 )
-def test_no_whole_id_is_logged(front: Front, path: str, logged: str) -> None:
-    """Nor is a client believed that names another address as its own."""
+def test_bundle_ids_are_shortened_in_the_log(gateway: Gateway, path: str, logged: str) -> None:
+    """The log also ignores X-Forwarded-For from an untrusted client."""
     bundle_id = "0192f3c4-aaaa-bbbb-cccc-0123456789ab"
     request_id = uuid4().hex
     lines = [
@@ -139,126 +140,133 @@ def test_no_whole_id_is_logged(front: Front, path: str, logged: str) -> None:
         f"X-Request-Id: {request_id}",
         f"Referer: http://x/files/{bundle_id}",
     ]
-    raw_request(front.url, "\r\n".join([*lines, "", ""]).encode())
+    raw_request(gateway.url, "\r\n".join([*lines, "", ""]).encode())
     expected = f'"request_id":"{request_id}","client":"127.0.0.1","method":"GET","path":"{logged}"'
-    until(lambda: expected in front.output.read_text())
-    assert bundle_id not in front.output.read_text()
+    until(lambda: expected in gateway.output.read_text())
+    assert bundle_id not in gateway.output.read_text()
 
 
-def test_an_early_answer_arrives(front: Front) -> None:
-    """Also at a client that sends all it has before it reads."""
+def test_early_response_reaches_the_client(gateway: Gateway) -> None:
+    """It also reaches a client that sends its whole body before it reads."""
     for _ in range(5):
-        answer = front.http.post("/upload", content=BUNDLE, headers={"X-HMAC": "none"})
-        problem(answer, 400, "malformed_header")
+        response = gateway.http.post("/upload", content=BUNDLE, headers={"X-HMAC": "none"})
+        assert_problem(response, 400, "malformed_header")
 
 
-def test_who_stalls_is_told_so(front: Front) -> None:
-    """By the service, whose patience is shorter than nginx's."""
-    with front.begin_upload() as connection:
+def test_stalled_upload_gets_a_408(gateway: Gateway) -> None:
+    """The response comes from the service, because its timeout is shorter than that of nginx."""
+    with gateway.begin_upload() as connection:
         assert read_answer(connection).startswith(b"HTTP/1.1 408 ")
 
 
-def test_a_body_that_is_too_large(front: Front) -> None:
-    """By the service's limit, which it answers itself, and by nginx's, which is never read."""
+def test_upload_larger_than_the_limit_is_refused(gateway: Gateway) -> None:
+    """17 MiB exceed the limit of the service. 101 MiB exceed that of nginx, which reads no body."""
     for declared in (17 * MIB, 101 * MIB):
-        with front.begin_upload(declared) as connection:
+        with gateway.begin_upload(declared) as connection:
             response = HTTPResponse(connection)
             response.begin()
             assert response.status == 413
             assert response.getheader("Content-Type") == "application/problem+json"
             assert json.loads(response.read())["code"] == "bundle_too_large"
-    problem(front.http.post("/upload", content=bytes(17 * MIB)), 413, "bundle_too_large")
+    assert_problem(gateway.http.post("/upload", content=bytes(17 * MIB)), 413, "bundle_too_large")
 
 
-def test_long_headers(front: Front) -> None:
-    assert front.http.get("/healthz", headers={"X-SIGNING-KEY": "k" * 15_000}).status_code == 200
-    problem(
-        front.http.get("/healthz", headers={"X-SIGNING-KEY": "k" * 17_000}),
+def test_long_headers_and_urls_are_refused(gateway: Gateway) -> None:
+    assert gateway.http.get("/healthz", headers={"X-SIGNING-KEY": "k" * 15_000}).status_code == 200
+    assert_problem(
+        gateway.http.get("/healthz", headers={"X-SIGNING-KEY": "k" * 17_000}),
         431,
         "headers_too_large",
     )
-    problem(front.http.get("/" + "x" * 17_000), 414, "uri_too_long")
-    problem(front.http.get("/files/" + "x" * 8_200), 414, "uri_too_long")
-    many = {f"x-{at}": "" for at in range(120)}
-    problem(front.http.get("/healthz", headers=many), 431, "headers_too_large")
+    assert_problem(gateway.http.get("/" + "x" * 17_000), 414, "uri_too_long")
+    assert_problem(gateway.http.get("/files/" + "x" * 8_200), 414, "uri_too_long")
+    many = {f"x-{number}": "" for number in range(120)}
+    assert_problem(gateway.http.get("/healthz", headers=many), 431, "headers_too_large")
 
 
-def test_an_upload_arrives_while_it_is_sent(front: Front) -> None:
-    front.store.requests.clear()
-    with front.begin_upload() as connection:
-        until(lambda: any(it.operation == "UploadPart" for it in front.store.requests), seconds=10)
+def test_upload_is_streamed_to_s3(gateway: Gateway) -> None:
+    gateway.store.requests.clear()
+    with gateway.begin_upload() as connection:
+        until(
+            lambda: any(request.operation == "UploadPart" for request in gateway.store.requests),
+            seconds=10,
+        )
         connection.sendall(BUNDLE[len(BUNDLE) // 2 :])
-        answer = read_answer(connection)
-    assert answer.startswith(b"HTTP/1.1 200 ")
+        response = read_answer(connection)
+    assert response.startswith(b"HTTP/1.1 200 ")
 
 
-def test_a_download_arrives_while_it_is_fetched(front: Front) -> None:
-    """Its proof was held against the whole of it at upload: the receipt is enough."""
-    bundle_id = front.upload()
-    front.store.requests.clear()
-    front.store.faults.append(Fault("GetObject", Stall(2, after_bytes=6 * MIB)))
-    with front.http.stream("GET", f"/files/{bundle_id}", headers=PROOF) as answer:
-        pieces = answer.iter_raw()
+def test_download_is_streamed_from_s3(gateway: Gateway) -> None:
+    """The proof was verified at the upload, so the receipt is enough to start the download."""
+    bundle_id = gateway.upload()
+    gateway.store.requests.clear()
+    gateway.store.faults.append(Fault("GetObject", Stall(2, after_bytes=6 * MIB)))
+    with gateway.http.stream("GET", f"/files/{bundle_id}", headers=PROOF) as response:
+        pieces = response.iter_raw()
         received = bytearray(next(pieces))
         while len(received) < 5 * MIB:
             received += next(pieces)
-        assert not any(it.completed for it in front.store.requests if it.operation == "GetObject")
+        assert not any(
+            request.completed
+            for request in gateway.store.requests
+            if request.operation == "GetObject"
+        )
         for piece in pieces:
             received += piece
     assert received == BUNDLE
 
 
-def test_nothing_of_a_bundle_is_written_to_disk(front: Front) -> None:
-    """While an upload dribbles in, and a download whose client reads nothing until then."""
-    bundle_id = front.upload()
-    before = on_disk(front.stack.nginx)
-    assert front.output in before
+def test_nginx_writes_no_bundle_to_disk(gateway: Gateway) -> None:
+    """Run a slow upload, and a download whose client reads nothing until the upload has ended."""
+    bundle_id = gateway.upload()
+    before = files_of(gateway.stack.nginx)
+    assert gateway.output in before
     proof = "".join(f"{name}: {value}\r\n" for name, value in PROOF.items())
-    piece = len(BUNDLE) // 96
-    with socket.socket() as reader, front.begin_upload() as writer:
+    piece_size = len(BUNDLE) // 96
+    with socket.socket() as reader, gateway.begin_upload() as writer:
         reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
         reader.settimeout(15)
         reader.connect(writer.getpeername())
         reader.sendall(f"GET /files/{bundle_id} HTTP/1.1\r\nHost: x\r\n{proof}\r\n".encode())
-        for at in range(len(BUNDLE) // 2, len(BUNDLE), piece):
-            writer.sendall(BUNDLE[at : at + piece])
-            assert on_disk(front.stack.nginx) == before
+        for start in range(len(BUNDLE) // 2, len(BUNDLE), piece_size):
+            writer.sendall(BUNDLE[start : start + piece_size])
+            assert files_of(gateway.stack.nginx) == before
         assert read_answer(writer).startswith(b"HTTP/1.1 200 ")
         download = HTTPResponse(reader)
         download.begin()
         received = bytearray()
-        while read := download.read(piece):
-            received += read
-            assert on_disk(front.stack.nginx) == before
+        while piece := download.read(piece_size):
+            received += piece
+            assert files_of(gateway.stack.nginx) == before
     assert received == BUNDLE
 
 
-def on_disk(nginx: Nginx) -> set[Path]:
-    """Files in its folder, and those that its workers have open, also where their name is gone."""
-    found = {path for path in nginx.folder.rglob("*") if not path.is_dir()}
+def files_of(nginx: Nginx) -> set[Path]:
+    """Return the files in nginx's folder and the open files of its workers, also deleted ones."""
+    files = {path for path in nginx.folder.rglob("*") if not path.is_dir()}
     workers = Path(f"/proc/{nginx.pid}/task/{nginx.pid}/children").read_text().split()
     assert workers
     for worker in workers:
         for link in Path(f"/proc/{worker}/fd").iterdir():
-            with suppress(FileNotFoundError):  # It was a connection that has ended.
+            with suppress(FileNotFoundError):  # A connection may have ended meanwhile.
                 if stat.S_ISREG(link.stat().st_mode):
-                    found.add(link.readlink())
-    return found
+                    files.add(link.readlink())
+    return files
 
 
-def test_its_page_is_at_the_address_that_the_browser_knows(front: Front) -> None:
-    page = front.http.get("/", headers={"Accept": "text/html"}).text
-    assert f"URL={front.url}\n" in page
+def test_home_page_shows_the_public_url(gateway: Gateway) -> None:
+    page = gateway.http.get("/", headers={"Accept": "text/html"}).text
+    assert f"URL={gateway.url}\n" in page
 
 
-def test_who_names_no_host_is_served(front: Front) -> None:
-    assert raw_request(front.url, b"GET /healthz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
+def test_request_without_host_header_is_served(gateway: Gateway) -> None:
+    assert raw_request(gateway.url, b"GET /healthz HTTP/1.0\r\n\r\n").startswith(b"HTTP/1.1 200 ")
 
 
-def test_who_leaves_in_the_middle_leaves_nothing(front: Front) -> None:
+def test_interrupted_upload_is_cleaned_up(gateway: Gateway) -> None:
     def pending() -> list[Any]:
-        return list(front.s3.list_multipart_uploads(Bucket=front.bucket).get("Uploads", []))
+        return list(gateway.s3.list_multipart_uploads(Bucket=gateway.bucket).get("Uploads", []))
 
-    with front.begin_upload():
+    with gateway.begin_upload():
         until(lambda: len(pending()) == 1, seconds=10)
     until(lambda: not pending(), seconds=10)

@@ -1,4 +1,4 @@
-"""Which requests nginx repeats at another replica."""
+"""Which requests nginx retries on the other replica."""
 
 import json
 import select
@@ -13,70 +13,73 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.infra.nginx.front import Front, counted
-from tests.infra.nginx.problems import problem
-from tests.infra.nginx.standalone import get
-from tests.infra.stack.nginx import balancer, find_nginx
-from tests.infra.tools import installed
+from tests.infra.nginx.gateway import Gateway, metric_of
+from tests.infra.nginx.problems import assert_problem
+from tests.infra.nginx.standalone import get_request
+from tests.infra.stack.nginx import find_nginx, running_nginx
+from tests.infra.tools import find_or_skip
 from tests.support.clients.signing import sign
 from tests.support.clients.sockets import dial, read_all
 from tests.support.polling import until
 from tests.support.services.replicas import Replica
 from tests.support.stores import free_ports
 
-# The replicas are started once, and some tests kill one of them.
+# One worker runs all nginx tests: they share two replicas, and some tests kill one of them.
 pytestmark = pytest.mark.xdist_group("nginx")
 KEY = "a signing key"
 
 
-def test_a_get_goes_on_at_the_other_replica(front: Front) -> None:
-    bundle_id, proof = front.upload(b"bundle"), sign(KEY, b"bundle")
-    front.stack.replicas[0].send(signal.SIGKILL)
-    front.stack.replicas[0].wait()
+def test_requests_go_to_the_other_replica_after_one_has_died(gateway: Gateway) -> None:
+    bundle_id, proof = gateway.upload(b"bundle"), sign(KEY, b"bundle")
+    gateway.stack.replicas[0].send(signal.SIGKILL)
+    gateway.stack.replicas[0].wait()
     for _ in range(20):
-        assert front.http.get(f"/files/{bundle_id}", headers=proof).content == b"bundle"
-        assert front.upload(b"bundle"), "nothing of it was sent to the one that is gone"
-    assert front.http.delete(f"/files/{bundle_id}", headers=proof).status_code == 204
-    # And no log line tells whole ids.
-    assert bundle_id[:8] in front.output.read_text()
-    assert bundle_id not in front.output.read_text()
+        assert gateway.http.get(f"/files/{bundle_id}", headers=proof).content == b"bundle"
+        assert gateway.upload(b"bundle"), "an upload that could not be sent was not retried"
+    assert gateway.http.delete(f"/files/{bundle_id}", headers=proof).status_code == 204
+    # No log line contains a whole bundle ID.
+    assert bundle_id[:8] in gateway.output.read_text()
+    assert bundle_id not in gateway.output.read_text()
 
 
-def test_a_get_that_was_sent_is_tried_again(front: Front) -> None:
-    bundle_id = front.upload(b"bundle")
+def test_get_is_retried_if_the_replica_dies(gateway: Gateway) -> None:
+    bundle_id = gateway.upload(b"bundle")
     proof = "".join(f"{name}: {value}\r\n" for name, value in sign(KEY, b"bundle").items())
     request = f"GET /files/{bundle_id} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{proof}\r\n"
-    for answer in meanwhile_killed(front, request.encode()):
-        assert answer.startswith(b"HTTP/1.1 200 ")
-        assert answer.endswith(b"\r\n\r\nbundle")
+    for response in send_while_a_replica_dies(gateway, request.encode()):
+        assert response.startswith(b"HTTP/1.1 200 ")
+        assert response.endswith(b"\r\n\r\nbundle")
 
 
-def test_a_post_that_was_sent_is_not(front: Front) -> None:
-    """Also where nginx has all of its body, and could."""
-    other = front.stack.replicas[0]
-    before = counted(other, "received_bytes_total")
+def test_post_is_not_retried_if_the_replica_dies(gateway: Gateway) -> None:
+    """Not even if nginx already has the whole body and could send it again."""
+    survivor = gateway.stack.replicas[0]
+    before = metric_of(survivor, "received_bytes_total")
     request = b"POST /upload HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
-    answers = meanwhile_killed(front, request + b"Content-Length: 6\r\n\r\nbundle")
-    statuses = Counter(int(answer.split()[1]) for answer in answers)
+    responses = send_while_a_replica_dies(gateway, request + b"Content-Length: 6\r\n\r\nbundle")
+    statuses = Counter(int(response.split()[1]) for response in responses)
     assert statuses.keys() == {200, 502}
-    assert counted(other, "received_bytes_total") == before + 6 * statuses[200]
+    assert metric_of(survivor, "received_bytes_total") == before + 6 * statuses[200]
 
 
-def meanwhile_killed(front: Front, request: bytes) -> list[bytes]:
-    """The answers to four requests at once, some of which reach a replica that hangs and dies."""
-    hanging = front.stack.replicas[1]
-    with ExitStack() as connections:
-        with stopped(hanging):
-            asked = [connections.enter_context(dial(front.url)) for _ in range(4)]
-            for connection in asked:
+def send_while_a_replica_dies(gateway: Gateway, request: bytes) -> list[bytes]:
+    """Send four requests at once, some of them to a replica that hangs and then dies.
+
+    Returns the responses.
+    """
+    hanging = gateway.stack.replicas[1]
+    with ExitStack() as stack:
+        with paused(hanging):
+            connections = [stack.enter_context(dial(gateway.url)) for _ in range(4)]
+            for connection in connections:
                 connection.sendall(request)
             time.sleep(0.5)
             hanging.send(signal.SIGKILL)
-        return [read_all(connection) for connection in asked]
+        return [read_all(connection) for connection in connections]
 
 
 @contextmanager
-def stopped(replica: Replica) -> Iterator[None]:
+def paused(replica: Replica) -> Iterator[None]:
     replica.send(signal.SIGSTOP)
     try:
         yield
@@ -84,39 +87,39 @@ def stopped(replica: Replica) -> Iterator[None]:
         replica.send(signal.SIGCONT)
 
 
-def test_a_post_that_has_begun_is_not_sent_twice(front: Front) -> None:
-    with front.begin_upload() as connection:
-        replica = front.busy()
-        other = next(it for it in front.stack.replicas if it is not replica)
-        before = counted(other, "received_bytes_total")
+def test_partially_sent_post_is_not_retried(gateway: Gateway) -> None:
+    with gateway.begin_upload() as connection:
+        replica = gateway.busy_replica()
+        survivor = next(other for other in gateway.stack.replicas if other is not replica)
+        before = metric_of(survivor, "received_bytes_total")
         replica.send(signal.SIGKILL)
         replica.wait()
         head, _, body = read_all(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 502 ")
     assert b"\r\nRetry-After: 5\r\n" in head
     assert json.loads(body)["code"] == "bad_gateway"
-    assert counted(other, "received_bytes_total") == before
-    assert counted(other, "memory_used_bytes") == 0
+    assert metric_of(survivor, "received_bytes_total") == before
+    assert metric_of(survivor, "memory_used_bytes") == 0
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_replica_that_has_come_back_is_asked_soon(tmp_path: Path, number: int) -> None:
-    """Also where it is the only one, after many failures."""
-    installed(find_nginx)
+def test_recovered_replica_gets_requests_soon(tmp_path: Path, number: int) -> None:
+    """Even if it is the only one, and after many failures."""
+    find_or_skip(find_nginx)
     ports = free_ports(2)
     with (
         (tmp_path / "output.log").open("ab") as log,
-        balancer(ports, output=log) as nginx,
+        running_nginx(ports, output=log) as nginx,
         httpx.Client(base_url=nginx.url, trust_env=False) as http,
     ):
         for _ in range(20):
-            problem(http.get("/"), 502, "bad_gateway")
-        with socket.create_server(("127.0.0.1", ports[number])) as behind:
+            assert_problem(http.get("/"), 502, "bad_gateway")
+        with socket.create_server(("127.0.0.1", ports[number])) as replica:
 
-            def asked() -> bool:
+            def gets_a_request() -> bool:
                 with dial(nginx.url) as connection:
-                    connection.sendall(get("/", None))
-                    ready, _, _ = select.select([behind, connection], [], [], 5)
-                    return behind in ready
+                    connection.sendall(get_request("/", None))
+                    ready, _, _ = select.select([replica, connection], [], [], 5)
+                    return replica in ready
 
-            until(asked, seconds=3)
+            until(gets_a_request, seconds=3)

@@ -1,9 +1,9 @@
-"""What localstack.yml runs in containers, as plain processes: `make stack`.
+"""`make stack`: run the services of localstack.yml as plain processes, without containers.
 
-LocalStack, `init-bucket`, two replicas, and nginx with the very same infra/nginx/nginx.conf. All
-settings of the environment are the replicas'; HISTORY_HOST and HISTORY_PORT are nginx's. SIGTERM or
-Ctrl-C stops it as operators would: nginx and the replicas let transfers end. A second one ends it
-at once.
+It runs LocalStack, `init-bucket`, two replicas, and nginx with the same infra/nginx/nginx.conf. The
+replicas get all settings from the environment, except HISTORY_HOST and HISTORY_PORT, which are the
+address of nginx. SIGTERM or Ctrl-C starts a graceful shutdown: nginx and the replicas finish their
+transfers. A second signal stops everything at once.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ from tests.support.stores import NotInstalled
 
 
 def _check_free(host: str, port: int) -> None:
-    """Say it once: nginx would say it six times."""
+    """Report an address in use in one line. nginx would print the error six times."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
@@ -32,21 +32,21 @@ def _check_free(host: str, port: int) -> None:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise Failed(
             f"Cannot listen on {host} port {port} ({reason}): "
-            "set HISTORY_PORT to a free one, or to 0 for any."
+            "set HISTORY_PORT to a free port, or to 0 for any free port."
         ) from error
 
 
 class _Signals:
-    """The first one asks to stop, the second to do so at once."""
+    """Handles signals: the first starts a graceful shutdown, the second stops at once."""
 
     def __init__(self) -> None:
         self.processes: Sequence[Process] = ()
-        self._stopped = threading.Event()
+        self._stopping = threading.Event()
         self._handle(self._stop)
 
     def wait(self) -> None:
-        """Wait for the first one. Raises `Failed` if one of the processes ends before."""
-        while not self._stopped.wait(0.5):
+        """Wait for the first signal. Raises `Failed` if one of the processes ends before it."""
+        while not self._stopping.wait(0.5):
             for process in self.processes:
                 if process.code is not None:
                     raise Failed(f"{process.name} ended with {process.code}.")
@@ -56,23 +56,23 @@ class _Signals:
             signal.signal(number, action)
 
     def _stop(self, *_: object) -> None:
-        self._handle(self._hurry)
-        self._stopped.set()
+        self._handle(self._stop_at_once)
+        self._stopping.set()
         if not self.processes:
             raise KeyboardInterrupt
 
-    def _hurry(self, *_: object) -> None:
+    def _stop_at_once(self, *_: object) -> None:
         for process in self.processes:
-            process.send(signal.SIGTERM)  # They all take a second signal so.
+            process.send(signal.SIGTERM)  # A second signal ends each of them at once.
 
 
 def run() -> None:
-    """Run until a signal. Raises what stands in the way."""
+    """Run until a signal arrives. Raises `SettingsError`, `NotInstalled` or `Failed`."""
     signals = _Signals()
     config = settings.load(bucket=BUCKET, host="127.0.0.1")
     find_nginx()
     _check_free(config.host, config.port)
-    print("LocalStack, init-bucket, two replicas and nginx start …", flush=True)
+    print("Starting LocalStack, init-bucket, two replicas and nginx …", flush=True)
     with (
         stores.localstack() as store,
         running_stack(store, host=config.host, port=config.port) as running,
@@ -80,26 +80,26 @@ def run() -> None:
         signals.processes = running.processes
         print(f"\n  message-history-server on {running.url}, through nginx", flush=True)
         for replica in running.replicas:
-            print(f"  {replica.name} alone on {replica.url}", flush=True)
+            print(f"  {replica.name} without nginx on {replica.url}", flush=True)
         signals.wait()
-        print("Transfers may end; a second signal stops at once.", flush=True)
+        print("Waiting for transfers to finish. A second signal stops at once.", flush=True)
 
 
 def main() -> int:
-    # nginx opens it anew, and appends; so must whoever else writes to what may be a file.
+    # Standard output may be a file. nginx opens it again and appends, so the others have to append.
     fcntl.fcntl(1, fcntl.F_SETFL, fcntl.fcntl(1, fcntl.F_GETFL) | os.O_APPEND)
     try:
         run()
     except KeyboardInterrupt:
         return 0
     except SettingsError as error:
-        mistakes = list(error.mistakes)
+        messages = list(error.mistakes)
     except (Failed, NotInstalled) as error:
-        mistakes = [str(error)]
+        messages = [str(error)]
     else:
         return 0
-    for mistake in mistakes:
-        print(f"Error: {mistake}", file=sys.stderr)
+    for message in messages:
+        print(f"Error: {message}", file=sys.stderr)
     return 1
 
 

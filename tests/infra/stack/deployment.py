@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from tests.infra.stack.nginx import Nginx, balancer
+from tests.infra.stack.nginx import Nginx, running_nginx
 from tests.support.services.replicas import SERVICE, Failed, Output, Process, Replica
 from tests.support.stores import Store, free_ports
 
@@ -30,7 +30,10 @@ class Stack:
         return self.nginx.url
 
     def stop(self) -> None:
-        """All at once: nginx takes no more connections, the replicas finish what it has begun."""
+        """Stop nginx and the replicas gracefully, all at the same time.
+
+        nginx accepts no more connections, and the replicas finish their transfers.
+        """
         self.nginx.send(signal.SIGQUIT)
         for replica in self.replicas:
             replica.send(signal.SIGTERM)
@@ -47,14 +50,14 @@ def running_stack(
     port: int = 0,
     output: Output = None,
 ) -> Iterator[Stack]:
-    """`init-bucket`, two replicas and nginx until the block ends; port 0 is any free one.
+    """Run `init-bucket`, two replicas and nginx until the block ends. Port 0 is any free port.
 
-    In the end, transfers are waited for where the block ended well, and else are not.
+    If the block ends without an exception, all transfers are finished first.
     """
     environment = {
         **{name: os.environ[name] for name in os.environ if name.startswith("HISTORY_")},
         "PATH": os.environ["PATH"],
-        "AWS_CONFIG_FILE": os.devnull,  # Nobody's own settings.
+        "AWS_CONFIG_FILE": os.devnull,  # Ignore the settings of the user.
         "AWS_ENDPOINT_URL_S3": store.endpoint_url,
         "AWS_ACCESS_KEY_ID": store.access_key,
         "AWS_SECRET_ACCESS_KEY": store.secret_key,
@@ -68,7 +71,7 @@ def running_stack(
         Replica(f"replica {number}", port, environment, output)
         for number, port in enumerate(ports, start=1)
     ]
-    with balancer(ports, host=host, port=port, output=output) as nginx:
+    with running_nginx(ports, host=host, port=port, output=output) as nginx:
         running = Stack(nginx, replicas)
         try:
             init_bucket.start()

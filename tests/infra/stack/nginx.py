@@ -1,4 +1,4 @@
-"""nginx as a process, with the very same infra/nginx/nginx.conf."""
+"""nginx as a process, with the configuration in infra/nginx."""
 
 import os
 import shutil
@@ -15,21 +15,23 @@ from tests.support.stores import NotInstalled, free_ports
 
 NGINX = ROOT / "infra" / "nginx"
 
-SEARCHED = ":/usr/sbin:/usr/local/sbin"
-"""Where nginx may be that a user's PATH does not name."""
+EXTRA_PATH = ":/usr/sbin:/usr/local/sbin"
+"""Folders that may contain nginx, but are often not on a user's PATH."""
 
 
 class Nginx(Process):
-    """nginx at a URL, with a folder for its configuration and whatever else it writes."""
+    """nginx at a URL, with a folder for its configuration and its files."""
 
     def __init__(self, url: str, folder: Path, output: Output) -> None:
-        super().__init__("nginx", [*command(find_nginx(), folder), "-g", "daemon off;"], {}, output)
+        super().__init__(
+            "nginx", [*nginx_command(find_nginx(), folder), "-g", "daemon off;"], {}, output
+        )
         self.url = url
         self.folder = folder
 
 
 @contextmanager
-def balancer(
+def running_nginx(
     replicas: Sequence[int],
     *,
     host: str = "127.0.0.1",
@@ -37,21 +39,21 @@ def balancer(
     listen: str = "",
     output: Output = None,
 ) -> Iterator[Nginx]:
-    """Run nginx alone, in front of these ports of this machine.
+    """Run nginx in front of these ports of this machine.
 
-    `listen` is the whole of its listen.conf where that holds more than host and port.
+    `listen` replaces the listen.conf that is generated from host and port.
     """
     with tempfile.TemporaryDirectory(prefix="nginx-") as folder:
-        # Started by root, its workers are nobody's. They shall write nothing, but not for want of
-        # a way to their folders.
+        # If root starts nginx, its workers run as another user. Let them reach this folder, or the
+        # tests could not notice that a worker writes files.
         Path(folder).chmod(0o711)
         port = port or free_ports(1)[0]
-        configure(Path(folder), listen or f"listen {quoted(host)}:{port};\n", replicas)
-        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-        nginx = Nginx(f"http://{quoted(here)}:{port}", Path(folder), output)
+        configure(Path(folder), listen or f"listen {url_host(host)}:{port};\n", replicas)
+        local_host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        nginx = Nginx(f"http://{url_host(local_host)}:{port}", Path(folder), output)
         nginx.start()
         try:
-            nginx.until(lambda: _accepts(here, port))
+            nginx.until(lambda: _accepts(local_host, port))
             yield nginx
         finally:
             if nginx.code is None:
@@ -60,15 +62,15 @@ def balancer(
 
 
 def find_nginx() -> str:
-    """Where nginx is. Raises `NotInstalled`."""
-    found = shutil.which("nginx", path=os.environ.get("PATH", "") + SEARCHED)
-    if found is None:
+    """Return the path of nginx. Raises `NotInstalled`."""
+    program = shutil.which("nginx", path=os.environ.get("PATH", "") + EXTRA_PATH)
+    if program is None:
         raise NotInstalled("nginx is not installed: apt-get install nginx-light")
-    return found
+    return program
 
 
 def configure(folder: Path, listen: str, replicas: Sequence[int]) -> None:
-    """Put the configuration into a folder, and beside it what differs from that of Compose."""
+    """Write the configuration to a folder, with other addresses than in Docker Compose."""
     (folder / "nginx.conf").symlink_to(NGINX / "nginx.conf")
     (folder / "listen.conf").write_text(listen)
     upstream = (NGINX / "upstream.conf").read_text()
@@ -77,7 +79,7 @@ def configure(folder: Path, listen: str, replicas: Sequence[int]) -> None:
     (folder / "upstream.conf").write_text(upstream)
 
 
-def command(program: str, folder: Path | str) -> list[str]:
+def nginx_command(program: str, folder: Path | str) -> list[str]:
     return [program, "-p", str(folder), "-c", f"{folder}/nginx.conf", "-e", "stderr"]
 
 
@@ -87,5 +89,5 @@ def _accepts(host: str, port: int) -> bool:
     return False
 
 
-def quoted(host: str) -> str:
+def url_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host

@@ -1,4 +1,4 @@
-"""localstack.yml agrees with the code and with nginx's configuration."""
+"""localstack.yml matches the code and the configuration of nginx."""
 
 import re
 import subprocess
@@ -10,7 +10,7 @@ import yaml
 
 from service.cli import main
 from service.settings import Settings
-from tests.infra.stack.nginx import NGINX, command
+from tests.infra.stack.nginx import NGINX, nginx_command
 from tests.support.lock_files import pinned_here
 from tests.support.repository import ROOT
 
@@ -23,63 +23,66 @@ def compose() -> dict[str, Any]:
     return loaded
 
 
-def test_it_is_a_compose_file() -> None:
-    """By the Compose specification's JSON Schema, as check-jsonschema brings it along."""
-    checked = subprocess.run(
+def test_file_matches_the_compose_schema() -> None:
+    """Uses the JSON Schema of the Compose specification that check-jsonschema includes."""
+    result = subprocess.run(
         [*CHECK, "--builtin-schema", "vendor.compose-spec", ROOT / "localstack.yml"],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
-def test_its_services_are_what_is_here(compose: dict[str, Any]) -> None:
+def test_services_use_existing_settings_commands_and_images(compose: dict[str, Any]) -> None:
     services = compose["services"]
     version = pinned_here("requirements/localstack.txt")["localstack-core"]
     assert services["localstack"]["image"] == f"localstack/localstack:{version}"
     for name in ("init-bucket", "history-1", "history-2"):
-        variables = {it for it in services[name]["environment"] if it.startswith("HISTORY_")}
-        assert {it.removeprefix("HISTORY_").lower() for it in variables} <= set(
-            Settings.model_fields
-        )
+        environment = services[name]["environment"]
+        settings = {
+            variable.removeprefix("HISTORY_").lower()
+            for variable in environment
+            if variable.startswith("HISTORY_")
+        }
+        assert settings <= set(Settings.model_fields)
         assert services[name]["command"][0] in main.commands
         assert (ROOT / services[name]["build"]["dockerfile"]).is_file()
         assert services[name]["read_only"]
     assert services["history-1"] == services["history-2"]
 
 
-def test_each_service_waits_for_what_it_needs(compose: dict[str, Any]) -> None:
+def test_each_service_waits_for_its_dependencies(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    waits = {
-        (name, needed): condition["condition"]
+    conditions = {
+        (name, dependency): options["condition"]
         for name, service in services.items()
-        for needed, condition in service.get("depends_on", {}).items()
+        for dependency, options in service.get("depends_on", {}).items()
     }
-    assert waits == {
+    assert conditions == {
         ("init-bucket", "localstack"): "service_healthy",
         ("history-1", "init-bucket"): "service_completed_successfully",
         ("history-2", "init-bucket"): "service_completed_successfully",
         ("nginx", "history-1"): "service_healthy",
         ("nginx", "history-2"): "service_healthy",
     }
-    for _, needed in waits:
-        assert needed == "init-bucket" or "healthcheck" in services[needed]
+    for _, dependency in conditions:
+        assert dependency == "init-bucket" or "healthcheck" in services[dependency]
 
 
-def test_it_grants_the_time_that_draining_takes(compose: dict[str, Any]) -> None:
+def test_grace_periods_are_long_enough_to_drain(compose: dict[str, Any]) -> None:
     config = Settings(bucket="a-bucket")
     for name in ("history-1", "history-2", "nginx"):
-        grace = int(compose["services"][name]["stop_grace_period"].removesuffix("s"))
-        assert grace >= config.drain_delay + config.drain_timeout + 5, name
+        grace_period = int(compose["services"][name]["stop_grace_period"].removesuffix("s"))
+        assert grace_period >= config.drain_delay + config.drain_timeout + 5, name
 
 
-def test_nginx_there_has_the_very_same_files(compose: dict[str, Any]) -> None:
+def test_nginx_service_uses_the_files_in_infra(compose: dict[str, Any]) -> None:
     nginx = compose["services"]["nginx"]
     assert nginx["ports"] == ["5558:5558"]
     assert nginx["volumes"] == ["./infra/nginx:/etc/nginx:ro"]
     assert nginx["entrypoint"][1:] == [
-        *command("nginx", "/tmp")[1:3],
+        *nginx_command("nginx", "/tmp")[1:3],
         *["-c", "/etc/nginx/nginx.conf", "-e", "stderr", "-g", "daemon off;"],
     ]
     assert (NGINX / "listen.conf").read_text().endswith("\nlisten 5558;\n")

@@ -1,4 +1,4 @@
-"""`make stack` starts everything, and leaves nothing behind."""
+"""`make stack` starts all processes, and leaves nothing behind when it stops."""
 
 import os
 import re
@@ -14,7 +14,7 @@ import pytest
 from tests.infra.stack import nginx
 from tests.infra.stack.__main__ import main
 from tests.infra.stack.nginx import find_nginx
-from tests.infra.tools import installed
+from tests.infra.tools import find_or_skip
 from tests.support import stores
 from tests.support.clients.signing import sign
 from tests.support.repository import ROOT
@@ -28,10 +28,11 @@ KEY = "a signing key"
 @pytest.mark.parametrize(
     "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.soak)]
 )
-def test_make_stack(tmp_path: Path, number: signal.Signals) -> None:
-    """It serves, stops cleanly, and leaves neither a process nor a file behind."""
-    installed(find_nginx)
-    installed(stores.localstack_python)
+def test_stack_serves_bundles_and_leaves_no_process_or_file(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    find_or_skip(find_nginx)
+    find_or_skip(stores.localstack_python)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     output = tmp_path / "output.log"
@@ -51,14 +52,14 @@ def test_make_stack(tmp_path: Path, number: signal.Signals) -> None:
         )
     with process:
         try:
-            url = ready(process, output)
+            url = read_url(process, output)
             bundle = os.urandom(9 * MIB)
             with httpx.Client(base_url=url, trust_env=False, timeout=30) as http:
                 bundle_id = http.post("/upload", content=bundle).text
-                answer = http.get(f"/files/{bundle_id}", headers=sign(KEY, bundle))
-                assert answer.content == bundle
+                response = http.get(f"/files/{bundle_id}", headers=sign(KEY, bundle))
+                assert response.content == bundle
                 assert http.get("/readyz").status_code == 404
-            assert descendants(process.pid)
+            assert child_pids(process.pid)
             process.send_signal(number)
             assert process.wait(60) == 0, output.read_text()
         finally:
@@ -68,37 +69,39 @@ def test_make_stack(tmp_path: Path, number: signal.Signals) -> None:
     assert bundle_id not in output.read_text()
 
 
-def ready(process: subprocess.Popen[bytes], output: Path) -> str:
-    """The URL that it prints."""
+def read_url(process: subprocess.Popen[bytes], output: Path) -> str:
+    """Wait for the URL that `make stack` prints."""
     deadline = time.monotonic() + 80
-    while not (found := re.search(r"server on (\S+),", output.read_text())):
+    while not (match := re.search(r"server on (\S+),", output.read_text())):
         assert process.poll() is None, output.read_text()
         assert time.monotonic() < deadline, output.read_text()
         time.sleep(0.1)
-    return found[1]
+    return match[1]
 
 
-def descendants(pid: int) -> list[str]:
+def child_pids(pid: int) -> list[str]:
     return subprocess.run(
         ["pgrep", "--parent", str(pid)], capture_output=True, text=True, check=False
     ).stdout.split()
 
 
 def processes_with(text: str) -> list[str]:
-    """Command lines and environments of all processes that have it."""
-    found = []
+    """Return the command lines and environments that contain this text, of all processes."""
+    processes = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            told = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
+            description = (folder / "cmdline").read_bytes() + (folder / "environ").read_bytes()
         except OSError:
             continue
-        if text.encode() in told:
-            found.append(told.decode(errors="replace"))
-    return found
+        if text.encode() in description:
+            processes.append(description.decode(errors="replace"))
+    return processes
 
 
-def test_without_nginx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(nginx, "SEARCHED", "")
+def test_missing_nginx_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(nginx, "EXTRA_PATH", "")
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("HISTORY_PORT", "0")
     monkeypatch.setattr(signal, "signal", lambda *_: None)
