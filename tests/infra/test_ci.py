@@ -1,4 +1,4 @@
-"""CI runs what people run."""
+"""CI runs `make test`, the same command that developers run."""
 
 import re
 
@@ -7,7 +7,7 @@ import yaml
 from tests.support.repository import ROOT
 
 
-def test_ci_runs_what_people_run() -> None:
+def test_ci_runs_make_test_on_every_supported_python() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert re.search(r"^timeout \d+ make test$", script, flags=re.MULTILINE)
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())

@@ -1,4 +1,4 @@
-"""The container image copies, installs and runs what it says."""
+"""The container image: the files it copies, its build steps, and how it runs and stops."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def dockerfile() -> str:
     return (ROOT / "infra" / "Dockerfile").read_text()
 
 
-def test_the_image_copies_what_is_there_and_let_through(dockerfile: str) -> None:
+def test_image_copies_existing_files_that_dockerignore_allows(dockerfile: str) -> None:
     sources = re.findall(r"^COPY (?!--from)(\S+) ", dockerfile, flags=re.MULTILINE)
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
     assert sources == ["requirements/service.txt", "service"]
@@ -39,43 +39,44 @@ def test_the_image_copies_what_is_there_and_let_through(dockerfile: str) -> None
     assert 'ENTRYPOINT ["/opt/venv/bin/python", "-m", "service"]' in dockerfile
 
 
-def test_the_image_leaves_as_the_service_does(dockerfile: str) -> None:
-    """SIGTERM drains it; what it says of that is what the settings are."""
+def test_image_gives_the_service_time_for_a_graceful_shutdown(dockerfile: str) -> None:
     assert "STOPSIGNAL SIGTERM" in dockerfile
     fields = Settings.model_fields
-    needed = fields["drain_delay"].default + fields["drain_timeout"].default
-    found = re.search(r"Give it (\d+) s before it is killed", dockerfile)
-    assert found is not None
-    assert needed + CLOSE_TIMEOUT < int(found[1])
+    drain_time = fields["drain_delay"].default + fields["drain_timeout"].default
+    kill_timeout = re.search(r"Give it (\d+) s before it is killed", dockerfile)
+    assert kill_timeout is not None
+    assert drain_time + CLOSE_TIMEOUT < int(kill_timeout[1])
     assert "/healthz" in dockerfile
 
 
 @pytest.mark.soak
-def test_the_image_is_installed_as_written_and_writes_nothing(
+def test_image_build_steps_work_and_the_service_writes_no_files(
     dockerfile: str, tmp_path: Path, store: Store, s3: Any
 ) -> None:
-    """Its steps, in a virtual environment and a folder in the place of /opt/venv and /app."""
+    """Run the steps with a virtual environment for /opt/venv and a temporary folder for /app."""
     venv, app = tmp_path / "venv", tmp_path / "app"
     lock = str(ROOT / "requirements" / "service.txt")
     steps = re.findall(r"^(?:RUN| &&) (.*?)(?: \\)?$", dockerfile, re.MULTILINE)
     for step in steps:
-        here = step.replace("/opt/venv", str(venv)).replace("/tmp/service.txt", lock)
-        command = [sys.executable if word == "python" else word for word in here.split()]
+        local_step = step.replace("/opt/venv", str(venv)).replace("/tmp/service.txt", lock)
+        command = [sys.executable if word == "python" else word for word in local_step.split()]
         subprocess.run(command, check=True, timeout=300)
     shutil.copytree(ROOT / "service", app / "service", ignore=shutil.ignore_patterns("__pycache__"))
     before = sorted(app.rglob("*"))
     bucket = new_bucket(s3)
     probe = json.loads(re.search(r"^HEALTHCHECK .*CMD (.*)$", dockerfile, re.MULTILINE)[1])  # type: ignore[index]
-    with aws_environment(store) as variables, socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-        free.close()
+    with aws_environment(store) as variables, socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
+        listener.close()
         environment = {**variables, "HISTORY_BUCKET": bucket, "HISTORY_PORT": port}
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
-        entry = [str(venv / "bin" / "python"), "-m", "service"]
-        with subprocess.Popen(entry, cwd=app, env=environment) as process:
-            check = [entry[0], *probe[1:]]
-            healthy = partial(subprocess.run, check, env=environment, stderr=subprocess.DEVNULL)
-            until(lambda: healthy(check=False).returncode == 0, seconds=20)
+        command = [str(venv / "bin" / "python"), "-m", "service"]
+        with subprocess.Popen(command, cwd=app, env=environment) as process:
+            health_check = [command[0], *probe[1:]]
+            run_health_check = partial(
+                subprocess.run, health_check, env=environment, stderr=subprocess.DEVNULL
+            )
+            until(lambda: run_health_check(check=False).returncode == 0, seconds=20)
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
     assert sorted(app.rglob("*")) == before

@@ -1,19 +1,22 @@
-"""The mistakes that the tests have to notice, one or more for each file."""
+"""Mutations that the tests have to detect, one or more for each file."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Mutation:
-    """A mistake in a file, at the only place that reads so, and the test that notices it."""
+    """A change that breaks a file, and the test that has to detect it.
+
+    `original` occurs exactly once in the file.
+    """
 
     file: str
-    right: str
-    wrong: str
+    original: str
+    replacement: str
     test: str
-    """`module::test`, the module as a path below tests/infra.
+    """`module::test`, with the module as a path in tests/infra.
 
-    Of a parametrised test it is enough that one case fails.
+    In a parametrized test, one failing case is enough.
     """
 
     @property
@@ -35,7 +38,7 @@ MUTATIONS = [
         ".dockerignore",
         "!service\n",
         "",
-        "test_image::test_the_image_copies_what_is_there_and_let_through",
+        "test_image::test_image_copies_existing_files_that_dockerignore_allows",
     ),
     Mutation(
         "localstack.yml",
@@ -47,13 +50,13 @@ MUTATIONS = [
         "infra/Dockerfile",
         "USER 65532:65532",
         "USER root",
-        "test_image::test_the_image_copies_what_is_there_and_let_through",
+        "test_image::test_image_copies_existing_files_that_dockerignore_allows",
     ),
     Mutation(
         "infra/README.md",
         "### HistoryRefusals",
         "### HistoryRefused",
-        "test_dashboards::test_every_alert_has_its_section_in_the_runbook",
+        "test_dashboards::test_every_alert_has_a_runbook_section",
     ),
     Mutation(
         "requirements/service.txt",
@@ -273,30 +276,30 @@ MUTATIONS = [
         "infra/dashboards/history.json",
         "history_memory_waiters{",
         "history_memory_waiting{",
-        "test_dashboards::test_panels_ask_for_what_there_is",
+        "test_dashboards::test_panels_query_exposed_metrics_and_labels",
     ),
     Mutation(
         "infra/prometheus/adapter.yaml",
         "/ sum by (<<.GroupBy>>) (history_memory_budget_bytes{",
         "/ sum by (<<.GroupBy>>) (history_memory_limit_bytes{",
-        "test_dashboards::test_the_adapter_asks_for_what_there_is",
+        "test_dashboards::test_adapter_queries_exposed_metrics",
     ),
     Mutation(
         "infra/prometheus/alerts.yaml",
         "(history_memory_waiters)",
         "(history_memory_waiting)",
-        "test_dashboards::test_an_alert_can_fire_and_says_what_to_do",
+        "test_dashboards::test_alert_queries_exposed_metrics_and_links_to_the_runbook",
     ),
     Mutation(
         "infra/prometheus/alerts.yaml",
         "(rate(history_s3_request_seconds_count[5m])) > 0.05",
         "(rate(history_s3_request_seconds_count[5m])) > 0.5",
-        "test_dashboards::test_promtool_takes_the_alerts",
+        "test_dashboards::test_promtool_accepts_the_alerts",
     ),
     Mutation(
         "infra/prometheus/alerts_test.yaml",
         'way="receipt", outcome="held"}\n        values: 0+80x60',
         'way="receipt", outcome="accepted"}\n        values: 0+80x60',
-        "test_dashboards::test_every_alert_is_tried_in_fair_weather_and_foul",
+        "test_dashboards::test_every_alert_is_tested_firing_and_silent",
     ),
 ]

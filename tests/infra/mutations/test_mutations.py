@@ -1,7 +1,7 @@
-"""Each file that runs the service somewhere is held by a test: break it, and that one fails.
+"""Mutation testing of the deployment files: if a file is broken, its test has to fail.
 
-The mistakes are those that people make, and that a parser takes: a value that no longer fits, a
-line left out, a name misspelt.
+The mutations are typical mistakes that a parser accepts: a wrong value, a missing line, a misspelt
+name.
 """
 
 import os
@@ -21,31 +21,31 @@ from tests.support.repository import ROOT
 from tests.support.services.process import clean_environment
 
 
-def test_every_file_is_broken_once() -> None:
-    """At a place that is there, and for a test that is."""
+def test_every_file_has_a_mutation_that_can_be_applied() -> None:
     locks = {path for path in repository.files("requirements") if path.suffix == ".txt"}
-    there = {*repository.files("infra"), *locks, Path("localstack.yml"), Path(".dockerignore")}
-    assert {Path(one.file) for one in MUTATIONS} == there
-    for one in MUTATIONS:
-        assert (ROOT / one.file).read_text().count(one.right) == 1, one
-        module, _, name = one.node.partition("::")
-        assert f"def {name}(" in (ROOT / module).read_text(), one
+    files = {*repository.files("infra"), *locks, Path("localstack.yml"), Path(".dockerignore")}
+    assert {Path(mutation.file) for mutation in MUTATIONS} == files
+    for mutation in MUTATIONS:
+        assert (ROOT / mutation.file).read_text().count(mutation.original) == 1, mutation
+        module, _, name = mutation.node.partition("::")
+        assert f"def {name}(" in (ROOT / module).read_text(), mutation
 
 
 @dataclass
 class Outcome:
-    """How pytest ended, and for each test what was wrong with it: an element of its report."""
+    """The result of a pytest run."""
 
     code: int
-    wrong: dict[str, Element | None]
+    problems: dict[str, Element | None]
+    """For each test, the element of the JUnit report for its failure, error or skip."""
     output: str
 
 
 def run(root: Path, folder: Path, *arguments: str) -> Outcome:
-    """Run pytest there; what it leaves is left in the folder."""
+    """Run pytest in `root`. All files that it writes are in `folder`."""
     report = folder / "report.xml"
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
-    ended = subprocess.run(
+    result = subprocess.run(
         [*command, f"--basetemp={folder / 'tmp'}", f"--junit-xml={report}", *arguments],
         cwd=root,
         env=clean_environment(CI=os.environ.get("CI", "")),
@@ -54,20 +54,20 @@ def run(root: Path, folder: Path, *arguments: str) -> Outcome:
         timeout=240,
         check=False,
     )
-    output = ended.stdout + ended.stderr
+    output = result.stdout + result.stderr
     assert report.exists(), output
-    wrong: dict[str, Element | None] = {}
+    problems: dict[str, Element | None] = {}
     for case in parse(report).iter("testcase"):
         name, _, _ = case.attrib["name"].partition("[")
         node = f"{case.attrib['classname'].replace('.', '/')}.py::{name}"
-        found = [one for one in case if one.tag in ("failure", "error", "skipped")]
-        wrong[node] = found[0] if found else wrong.get(node)
-    return Outcome(ended.returncode, wrong, output)
+        elements = [element for element in case if element.tag in ("failure", "error", "skipped")]
+        problems[node] = elements[0] if elements else problems.get(node)
+    return Outcome(result.returncode, problems, output)
 
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project in another folder, to be broken there."""
+    """A copy of the project, to which the mutations are applied."""
     root = tmp_path_factory.mktemp("copy")
     repository.copy(root)
     if INFRA_TOOLS.exists():
@@ -76,30 +76,31 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """What all of the tests say while nothing is broken."""
-    return run(copy, tmp_path_factory.mktemp("whole"), *{one.node for one in MUTATIONS})
+def unmutated(copy: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """The outcome of all tests without a mutation."""
+    nodes = {mutation.node for mutation in MUTATIONS}
+    return run(copy, tmp_path_factory.mktemp("unmutated"), *nodes)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
-def test_a_mistake_is_noticed(
-    mutation: Mutation, copy: Path, whole: Outcome, tmp_path: Path
+def test_mutation_is_detected(
+    mutation: Mutation, copy: Path, unmutated: Outcome, tmp_path: Path
 ) -> None:
-    before = whole.wrong[mutation.node]
+    before = unmutated.problems[mutation.node]
     if before is not None and before.tag == "skipped":
         pytest.skip(before.attrib["message"])
-    assert before is None, whole.output
+    assert before is None, unmutated.output
     file = copy / mutation.file
-    right = file.read_text()
-    file.write_text(right.replace(mutation.right, mutation.wrong))
+    original = file.read_text()
+    file.write_text(original.replace(mutation.original, mutation.replacement))
     try:
         outcome = run(copy, tmp_path, "-x", mutation.node)
     finally:
-        file.write_text(right)
+        file.write_text(original)
     assert outcome.code == pytest.ExitCode.TESTS_FAILED, outcome.output
-    found = outcome.wrong[mutation.node]
-    assert found is not None
-    assert found.tag == "failure", outcome.output
-    # By what it asserts, not because it fell over.
-    assert re.match("AssertionError|assert ", found.attrib["message"]), outcome.output
+    problem = outcome.problems[mutation.node]
+    assert problem is not None
+    assert problem.tag == "failure", outcome.output
+    # The test has to fail in an assertion, not with some other exception.
+    assert re.match("AssertionError|assert ", problem.attrib["message"]), outcome.output
