@@ -16,7 +16,7 @@ from tests.support.stores.selection import STORES, chosen_stores
 
 pytestmark = only_ci
 
-ONE_TEST = "tests/end_to_end/test_end_to_end.py::test_what_goes_in_comes_out"
+ONE_TEST = "tests/end_to_end/test_end_to_end.py::test_download_returns_the_uploaded_bundle"
 
 
 def run_pytest(*arguments: str, **variables: str) -> tuple[int, str]:
