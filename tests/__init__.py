@@ -1,6 +1,6 @@
 import pytest
 
-# Helpers fail as tests do: with the values that they compared.
+# A failed assert in these modules, which are not test modules, shows the values it compared too.
 pytest.register_assert_rewrite(
     *(f"{__name__}.{folder}" for folder in ("support", "docs", "end_to_end", "http", "infra", "s3"))
 )

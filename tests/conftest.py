@@ -1,4 +1,4 @@
-"""A real service on a free port, in front of a real S3 server, for every test that wants one."""
+"""Fixtures that start real services with real S3 servers, and the hooks that configure pytest."""
 
 import gc
 import logging
@@ -22,45 +22,51 @@ from botocore.loaders import create_loader
 from service.s3 import client
 from service.settings import Settings
 from tests.support import stores
-from tests.support.key_leaks import LEAKS
-from tests.support.services.thread import SMALL_PART, Serve, Service, make_bucket, running_service
+from tests.support.key_leaks import LEAK_DETECTOR
+from tests.support.services.thread import (
+    SMALL_PART,
+    Service,
+    StartService,
+    init_bucket,
+    running_service,
+)
 from tests.support.stores import Store
 from tests.support.stores.access import s3_client
-from tests.support.stores.selection import GROUPS, chosen_stores
+from tests.support.stores.selection import XDIST_GROUPS, chosen_stores
 
 FROM_ENVIRONMENT = stores.from_environment()
-"""The store named by AWS_ENDPOINT_URL_S3, as only the controlling process of xdist sees it."""
+"""The store in AWS_ENDPOINT_URL_S3. In xdist's workers, the variable is already removed."""
 
 CHOSEN_STORE = pytest.StashKey[Store | None]()
-"""The same store in every process: with it, every test runs against that one."""
+"""The same store in every process of xdist. If there is one, all tests run against it."""
 
 EVERY_STORE = pytest.StashKey[list[str]]()
 """The names of the stores that the tests marked `every_store` run against."""
 
-# Thousands of modules are looked through less often: a fourteenth of the CPU time.
+# Collect garbage less often, because there are thousands of modules. Saves 1/14 of the CPU time.
 gc.set_threshold(20_000, 20, 50)
 
-# No example is new in `make test`: what a run finds by chance would not be its author's fault.
+# `make test` always uses the same examples, so a change does not fail because of a random example.
 hypothesis.settings.register_profile("the same examples", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("the same examples")
 
-MODELS, OURS = create_loader(), client._Loader()  # noqa: SLF001
-"""What reads S3's model for others, and for services."""
+SHARED_LOADER, SERVICE_LOADER = create_loader(), client._Loader()  # noqa: SLF001
+"""The loaders of S3's model, for aiobotocore's sessions in general and for the service's own."""
 
 
 def _share_models(session: object) -> None:
-    """Spare each service's session to read S3's model, which takes it longer than all the rest.
+    """Share one loader between all sessions, because loading S3's model is the slowest step.
 
-    Not botocore's own sessions: a client edits what it has loaded, as the proxy must not see it.
+    Not for botocore's own sessions: a client modifies the model, and the proxy needs the original.
     """
     if isinstance(session, AioSession):
-        session.register_component("data_loader", MODELS)
+        session.register_component("data_loader", SHARED_LOADER)
 
 
 botocore.register_initializer(_share_models)
-client._Loader = lambda: OURS  # type: ignore[assignment,misc]  # noqa: SLF001
+client._Loader = lambda: SERVICE_LOADER  # type: ignore[assignment,misc]  # noqa: SLF001
 
-# Stores speak plain HTTP here: to read the certificates takes each client 20 ms.
+# The stores use plain HTTP, and reading the certificates takes 20 ms for each client.
 httpsession.get_cert_path = lambda verify: None  # type: ignore[attr-defined]  # noqa: ARG005
 
 for _name in [name for name in os.environ if name.startswith(("AWS_", "HISTORY_"))]:
@@ -68,25 +74,25 @@ for _name in [name for name in os.environ if name.startswith(("AWS_", "HISTORY_"
 
 
 class _Xdist:
-    """The hooks of pytest-xdist, registered by themselves as it may be switched off."""
+    """Hooks of pytest-xdist. They are registered separately, because it may be turned off."""
 
     def pytest_configure_node(self, node: Any) -> None:
-        """Hand the chosen store to a worker, whose environment no longer names it."""
+        """Pass the chosen store to a worker. Its environment no longer has the variables."""
         chosen = node.config.stash[CHOSEN_STORE]
         node.workerinput["store"] = chosen and asdict(chosen)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if sys.version_info >= (3, 15):
-        # What a newer Python warns of is no fault of the person who runs these tests.
+        # Warnings of Python versions that are newer than this project do not fail its tests.
         config.addinivalue_line("filterwarnings", "default")
     config.stash[EVERY_STORE] = chosen_stores(os.environ.get("STORES", ""))
     if hasattr(config, "workerinput"):
-        handed = config.workerinput["store"]
-        config.stash[CHOSEN_STORE] = handed and Store(**handed)
+        store = config.workerinput["store"]
+        config.stash[CHOSEN_STORE] = store and Store(**store)
         return
     config.stash[CHOSEN_STORE] = FROM_ENVIRONMENT
-    if FROM_ENVIRONMENT and (problem := stores.unreachable(FROM_ENVIRONMENT)):
+    if FROM_ENVIRONMENT and (problem := stores.connection_problem(FROM_ENVIRONMENT)):
         raise pytest.UsageError(problem)
     if config.pluginmanager.hasplugin("xdist"):
         config.pluginmanager.register(_Xdist())
@@ -101,10 +107,10 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what is not installed in one line each, and how many tests that leaves out."""
+    """Print each reason for skipped tests once, with the number of tests."""
     reasons = Counter(str(report.longrepr[2]) for report in _skipped(terminalreporter))
     if reasons:
-        terminalreporter.section("not tried")
+        terminalreporter.section("skipped")
     for reason, count in reasons.most_common():
         terminalreporter.line(f"{count} tests: {reason.removeprefix('Skipped: ')}")
     if reasons and os.environ.get("CI") == "true":
@@ -121,9 +127,9 @@ FIRST = [
         "http/test_drain.py",
     )
 ]
-"""Their tests take longest, so that no worker is left with one of them when all others are done."""
+"""The modules with the slowest tests run first, so that no worker starts one of them at the end."""
 
-assert all(path.is_file() for path in FIRST), "a module of FIRST has another name now"
+assert all(path.is_file() for path in FIRST), "FIRST names a module that does not exist"
 
 
 @pytest.hookimpl(trylast=True)
@@ -133,7 +139,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """In CI, everything is installed, so a skipped test fails the run."""
+    """Fail the run in CI if a test was skipped, because CI installs everything."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if os.environ.get("CI") == "true" and reporter and _skipped(reporter):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
@@ -144,7 +150,7 @@ def _skipped(terminalreporter: pytest.TerminalReporter) -> list[Any]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run what is marked `every_store` against each that is chosen, all else against moto."""
+    """Run tests marked `every_store` against each store in STORES, all others against moto."""
     if "store" not in metafunc.fixturenames:
         return
     chosen = metafunc.config.stash[CHOSEN_STORE]
@@ -153,36 +159,41 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         names = metafunc.config.stash[EVERY_STORE]
     metafunc.parametrize(
         "store",
-        # Each of the big ones is started once, so its tests share a worker.
-        [pytest.param(name, marks=GROUPS.get(name, ())) for name in names],
+        # The tests of a slow store share a worker, so that it is started only once.
+        [pytest.param(name, marks=XDIST_GROUPS.get(name, ())) for name in names],
         indirect=True,
         scope="session",
     )
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_leaks() -> Iterator[None]:
-    """Nothing that services say, in any test, may hold a signing key."""
-    with LEAKS.listening():
+def _no_key_leaks() -> Iterator[None]:
+    """No output of a service, in any test, may contain a signing key."""
+    with LEAK_DETECTOR.search_logs():
         yield
-    print(f"\nsearched for {LEAKS.keys} signing keys, in {dict(LEAKS.searched)}: {LEAKS.found}")
-    assert not LEAKS.found, "\n".join(LEAKS.found)
+    findings = LEAK_DETECTOR.findings
+    counts = dict(LEAK_DETECTOR.search_counts)
+    print(f"\nsearched for {LEAK_DETECTOR.key_count} signing keys, in {counts}: {findings}")
+    assert not findings, "\n".join(findings)
 
 
 @pytest.fixture
 def _restored_logging() -> Iterator[None]:
-    """For those who configure the logging of a process."""
-    root, ours = logging.getLogger(), logging.getLogger("service")
-    handlers, levels = root.handlers[:], (root.level, ours.level)
+    """For tests that configure the logging of this process."""
+    root, service_logger = logging.getLogger(), logging.getLogger("service")
+    handlers, levels = root.handlers[:], (root.level, service_logger.level)
     yield
     root.handlers[:] = handlers
     root.setLevel(levels[0])
-    ours.setLevel(levels[1])
+    service_logger.setLevel(levels[1])
 
 
 @pytest.fixture(scope="session")
 def get_store() -> Iterator[Callable[[str], Store]]:
-    """Each store is started once, when the first test asks for it, and stopped at the end."""
+    """Return a store by its name. It is started for the first test, and stopped at the end.
+
+    If the store is not installed, skip the test.
+    """
     with ExitStack() as running:
         started: dict[str, Store | str] = {}
 
@@ -192,10 +203,10 @@ def get_store() -> Iterator[Callable[[str], Store]]:
                     started[name] = running.enter_context(getattr(stores, name)())
                 except stores.NotInstalled as error:
                     started[name] = str(error)
-            found = started[name]
-            if isinstance(found, str):
-                pytest.skip(found)
-            return found
+            store = started[name]
+            if isinstance(store, str):
+                pytest.skip(store)
+            return store
 
         yield get
 
@@ -212,8 +223,8 @@ def s3(store: Store) -> Any:
 
 
 @pytest.fixture
-def serve(store: Store, s3: Any) -> Iterator[Serve]:
-    """Start services that end with the test."""
+def start_service(store: Store, s3: Any) -> Iterator[StartService]:
+    """A function that starts services. They end with the test."""
     with ExitStack() as running:
 
         def start(
@@ -231,8 +242,8 @@ def serve(store: Store, s3: Any) -> Iterator[Serve]:
 
 @pytest.fixture(scope="session")
 def service(store: Store, s3: Any) -> Iterator[Service]:
-    """A service with the smallest parts there are, shared by all tests on the same store."""
+    """A service with the smallest part size, shared by all tests with the same store."""
     config = Settings(bucket=f"history-{uuid4()}")
-    make_bucket(store, config)
+    init_bucket(store, config)
     with running_service(store, s3, bucket=config.bucket, part_size=SMALL_PART) as running:
         yield running

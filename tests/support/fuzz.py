@@ -1,4 +1,4 @@
-"""Properties put to a few examples, always the same, and in a soak to many new ones."""
+"""Property-based tests: a few fixed examples in every run, many random ones in a soak test."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,24 +7,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.strategies import SearchStrategy
 
-MORE = 50
-"""How many times as many in a soak."""
+SOAK_FACTOR = 50
+"""How many times more examples a soak test runs."""
 
 
 def fuzz(
     *strategies: SearchStrategy[Any], examples: int = 40
 ) -> Callable[[Callable[..., None]], Callable[[bool], None]]:
-    """Make a test of a property: what `@given` does, with as many examples."""
+    """Make a test from a property, as `@given` does, that runs this number of examples."""
 
-    def decorate(holds: Callable[..., None]) -> Callable[[bool], None]:
+    def decorate(check: Callable[..., None]) -> Callable[[bool], None]:
         @pytest.mark.parametrize("soak", [False, pytest.param(True, marks=pytest.mark.soak)])
         def test(soak: bool) -> None:  # noqa: FBT001
-            count = examples * MORE if soak else examples
+            count = examples * SOAK_FACTOR if soak else examples
             settings(deadline=None, derandomize=not soak, max_examples=count)(
-                given(*strategies)(holds)
+                given(*strategies)(check)
             )()
 
-        test.__doc__ = holds.__doc__
+        test.__doc__ = check.__doc__
         return test
 
     return decorate

@@ -1,7 +1,8 @@
-"""No signing key in what a service says: every key that the tests use is searched for, as it comes.
+"""Searches the output of services for signing keys, which must never appear there.
 
-In all log records, from DEBUG, of the service and the libraries below it, in the standard error of
-services that run as processes, in the bodies of errors, and in the metrics.
+Every key that the tests use is searched for. The searched output is: all log records from DEBUG
+on, of the service and of the libraries that it uses; the standard error of services that run as
+processes; the bodies of error responses; and the metrics.
 """
 
 import logging
@@ -19,86 +20,86 @@ LOGGERS = (
     *("aioboto3", "aiobotocore", "aiohttp", "asyncio", "boto3", "botocore"),
     *("python_multipart", "service", "uvicorn.error"),
 )
-"""Those that write in a service's process."""
+"""The loggers that are used in a service's process."""
 
-EVERYTHING = logging.DEBUG - 1
-"""The level of a logger that is listened to. (On a lower one, uvicorn logs what nobody sees.)"""
+BELOW_DEBUG = logging.DEBUG - 1
+"""The level of the searched loggers. Below level 6, uvicorn would also log its traces."""
 
-SHORTEST = 8
-"""Characters: a shorter key may stand anywhere by chance."""
+MIN_KEY_LENGTH = 8
+"""Characters. A shorter key could appear in other text by chance."""
 
-MOST = 500
-"""So many keys are searched for, the latest ones: fuzzing makes no end of them."""
+MAX_KEYS = 500
+"""How many keys are searched for. The oldest are dropped, because fuzzing adds very many."""
 
 _Key = TypeVar("_Key", str, bytes)
 
 
-class Leaks:
-    """The keys that were used, and where one of them was found."""
+class KeyLeakDetector:
+    """Collects the keys that are used, and reports each output that contains one of them."""
 
     def __init__(self) -> None:
-        self.found: list[str] = []
-        self.searched: Counter[str] = Counter()
+        self.findings: list[str] = []
+        self.search_counts: Counter[str] = Counter()
         self._keys: dict[bytes, tuple[str, ...]] = {}
 
-    def used(self, key: _Key) -> _Key:
-        """Search for this key from now on, unless it is too short to be told from other text."""
+    def add_key(self, key: _Key) -> _Key:
+        """Search for this key from now on, unless it is too short. Return the key."""
         raw = key.encode() if isinstance(key, str) else key
-        if len(raw) >= SHORTEST:
+        if len(raw) >= MIN_KEY_LENGTH:
             self._keys.pop(raw, None)
-            self._keys[raw] = _forms(raw)
-            if len(self._keys) > MOST:
+            self._keys[raw] = _encodings(raw)
+            if len(self._keys) > MAX_KEYS:
                 del self._keys[next(iter(self._keys))]
         return key
 
     @property
-    def keys(self) -> int:
-        """How many are searched for."""
+    def key_count(self) -> int:
+        """How many keys are searched for."""
         return len(self._keys)
 
-    def search(self, where: str, text: str) -> None:
-        self.searched[where] += 1
-        if any(form in text for forms in tuple(self._keys.values()) for form in forms):
-            during = os.environ.get("PYTEST_CURRENT_TEST", "no test")
-            self.found.append(f"{where}, during {during}: {text[:1000]}")
+    def search(self, source: str, text: str) -> None:
+        self.search_counts[source] += 1
+        if any(key in text for encodings in tuple(self._keys.values()) for key in encodings):
+            test = os.environ.get("PYTEST_CURRENT_TEST", "no test")
+            self.findings.append(f"{source}, during {test}: {text[:1000]}")
 
     @property
-    def hooks(self) -> dict[str, list[Callable[..., Any]]]:
-        """For an httpx client: its keys are used ones, its errors and metrics are searched."""
+    def httpx_hooks(self) -> dict[str, list[Callable[..., Any]]]:
+        """Event hooks for an httpx client: add the keys it sends, search errors and metrics."""
 
-        def asks(request: httpx.Request) -> None:
+        def on_request(request: httpx.Request) -> None:
             for name, value in request.headers.raw:
                 if name.lower() == b"x-signing-key":
-                    self.used(value)
+                    self.add_key(value)
 
-        def hears(response: httpx.Response) -> None:
-            metrics = response.request.url.path == "/metrics"
-            if metrics or response.status_code >= 400:
+        def on_response(response: httpx.Response) -> None:
+            is_metrics = response.request.url.path == "/metrics"
+            if is_metrics or response.status_code >= 400:
                 body = response.read().decode(errors="replace")
-                self.search("metrics" if metrics else "error", body)
+                self.search("metrics" if is_metrics else "error", body)
 
-        return {"request": [asks], "response": [hears]}
+        return {"request": [on_request], "response": [on_response]}
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Search all that is logged in this process; what is heard of it elsewhere stays so."""
-        others_hear = logging.Logger.callHandlers
+    def search_logs(self) -> Iterator[None]:
+        """Search all log records of this process. Handlers get the same records as before."""
+        call_handlers = logging.Logger.callHandlers
 
-        def hear(logger: logging.Logger, record: logging.LogRecord) -> None:
+        def search_record(logger: logging.Logger, record: logging.LogRecord) -> None:
             self.search(logger.name.partition(".")[0], _text(record))
-            if record.levelno >= _level(logger):
-                others_hear(logger, record)
+            if record.levelno >= _original_level(logger):
+                call_handlers(logger, record)
 
         with pytest.MonkeyPatch.context() as patch, ExitStack() as restored:
-            patch.setattr(logging.Logger, "callHandlers", hear)
+            patch.setattr(logging.Logger, "callHandlers", search_record)
             for logger in map(logging.getLogger, LOGGERS):
                 restored.callback(logger.setLevel, logger.level)
-                logger.setLevel(EVERYTHING)
+                logger.setLevel(BELOW_DEBUG)
             yield
 
     @contextmanager
-    def reading(self, output: IO[str], echo: Callable[[str], object]) -> Iterator[None]:
-        """Search all that a process writes until it ends, and pass it on."""
+    def search_output(self, output: IO[str], echo: Callable[[str], object]) -> Iterator[None]:
+        """Search every line that a process writes until it ends, and pass the line to `echo`."""
 
         def read() -> None:
             for line in output:
@@ -113,24 +114,24 @@ class Leaks:
             reader.join(20)
 
 
-def _forms(key: bytes) -> tuple[str, ...]:
-    """A key as it may be written; that of plain ASCII in one way only."""
-    forms = key.decode(errors="replace"), key.decode("latin-1"), repr(key)[2:-1]
-    return tuple(dict.fromkeys(forms))
+def _encodings(key: bytes) -> tuple[str, ...]:
+    """Return the ways in which a key may be written as text. Plain ASCII has only one."""
+    encodings = key.decode(errors="replace"), key.decode("latin-1"), repr(key)[2:-1]
+    return tuple(dict.fromkeys(encodings))
 
 
 def _text(record: logging.LogRecord) -> str:
-    """All that a formatter could make of a record."""
+    """Return everything that a formatter could write for a record."""
     exception = logging.Formatter().formatException(record.exc_info) if record.exc_info else ""
     return f"{record.getMessage()} {vars(record).get('fields')} {exception}"
 
 
-def _level(logger: logging.Logger | None) -> int:
-    """The level that a logger would have if nobody listened."""
-    while logger is not None and logger.level in (logging.NOTSET, EVERYTHING):
+def _original_level(logger: logging.Logger | None) -> int:
+    """Return the level that a logger would have without the search."""
+    while logger is not None and logger.level in (logging.NOTSET, BELOW_DEBUG):
         logger = logger.parent
     return logging.NOTSET if logger is None else logger.level
 
 
-LEAKS = Leaks()
-"""Of all tests in this process."""
+LEAK_DETECTOR = KeyLeakDetector()
+"""The detector of all tests in this process."""

@@ -1,4 +1,4 @@
-"""The lock files: what they pin, and what the installed packages ask for."""
+"""The lock files: what they pin, and what the installed packages require."""
 
 import hashlib
 import re
@@ -30,58 +30,60 @@ def version(pin: Requirement) -> str:
     return str(pin.specifier).removeprefix("==")
 
 
-def pinned_here(lock: str) -> dict[str, str]:
+def pinned_versions(lock: str) -> dict[str, str]:
     """Return the versions that this lock installs on this machine, by name."""
     return {pin.name: version(pin) for pin in pins(lock) if applies(pin)}
 
 
-def source(path: str) -> list[str]:
-    """Return the requirements in a file that a lock is made from."""
+def source_requirements(path: str) -> list[str]:
+    """Return the requirements in a file from which a lock is made."""
     lines = (ROOT / path).read_text().splitlines()
     return [line for line in lines if not line.startswith("#")]
 
 
 def installed_in(site: Path) -> dict[str, Distribution]:
-    return {canonicalize_name(found.name): found for found in distributions(path=[str(site)])}
+    """Return the packages in a site-packages folder, by name."""
+    return {canonicalize_name(package.name): package for package in distributions(path=[str(site)])}
 
 
 def applies(requirement: Requirement, environment: Mapping[str, str] | None = None) -> bool:
+    """Return whether a requirement's marker is true in this environment, by default the current."""
     return requirement.marker is None or requirement.marker.evaluate(dict(environment or {}))
 
 
 def requirements(
-    there: Distribution, extras: Iterable[str], environment: Mapping[str, str]
+    package: Distribution, extras: Iterable[str], environment: Mapping[str, str]
 ) -> Iterator[Requirement]:
-    """Yield what an installed distribution asks for with these extras, in this environment."""
-    for requirement in _parsed(tuple(there.requires or ())):
+    """Yield what an installed package requires with these extras, in this environment."""
+    for requirement in _parse(tuple(package.requires or ())):
         if any(applies(requirement, {**environment, "extra": extra}) for extra in {"", *extras}):
             yield requirement
 
 
 @cache
-def _parsed(texts: tuple[str, ...]) -> list[Requirement]:
+def _parse(texts: tuple[str, ...]) -> list[Requirement]:
     return [Requirement(text) for text in texts]
 
 
-def closure(asked: Iterable[str], site: Path) -> dict[str, str]:
+def versions_with_dependencies(roots: Iterable[str], site: Path) -> dict[str, str]:
     """Return the installed versions of these requirements and of everything that they need."""
-    there = installed_in(site)
-    queue = [Requirement(text) for text in asked]
-    found: dict[str, str] = {}
+    installed = installed_in(site)
+    queue = [Requirement(text) for text in roots]
+    versions: dict[str, str] = {}
     done: set[tuple[str, str]] = set()
     while queue:
-        wanted = queue.pop()
-        name = canonicalize_name(wanted.name)
-        found[name] = there[name].version
-        for extra in {"", *wanted.extras}:
+        requirement = queue.pop()
+        name = canonicalize_name(requirement.name)
+        versions[name] = installed[name].version
+        for extra in {"", *requirement.extras}:
             if (name, extra) not in done:
                 done.add((name, extra))
-                queue += requirements(there[name], [extra], {})
-    return found
+                queue += requirements(installed[name], [extra], {})
+    return versions
 
 
 def add_release(index: Path, name: str, release: str, *requires: str) -> str:
-    """Add a wheel to an index, and return the line that pins it."""
+    """Add a wheel to an index. Return the line that pins it."""
     wheel = index / f"{name}-{release}-py3-none-any.whl"
     info = f"{name}-{release}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {release}\nProvides-Extra: toml\n"

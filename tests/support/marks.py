@@ -1,4 +1,4 @@
-"""Marks of tests that not every machine or run can do."""
+"""Marks for tests that do not run on every machine or in every run."""
 
 import os
 from pathlib import Path
@@ -10,6 +10,6 @@ needs_proc = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="need
 
 only_ci = pytest.mark.skipif(
     os.environ.get("CI") != "true",
-    reason="only CI tests how tests, installation and benchmark work: set CI=true",
+    reason="only CI tests the test run, the installation and the benchmark: set CI=true",
 )
-"""For tests of the tools with which this project is made; they take half a minute."""
+"""For tests of the development tools of this project. They take half a minute."""

@@ -1,4 +1,4 @@
-"""The project as it would be committed now, copied to another folder."""
+"""The files of this project as git would commit them now."""
 
 import shutil
 import subprocess
@@ -14,19 +14,20 @@ def module_name(path: Path) -> str:
 
 
 def files(folder: str = ".") -> list[Path]:
-    """What git knows or would take, relative to the project's root; in order."""
-    listed = subprocess.run(
+    """List the files that git tracks or would add, sorted, relative to the project's root."""
+    listing = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", folder],
         cwd=ROOT,
         capture_output=True,
         check=True,
         text=True,
     )
-    found = {Path(name) for name in listed.stdout.split("\0") if name}
-    return sorted(path for path in found if (ROOT / path).is_file())
+    paths = {Path(name) for name in listing.stdout.split("\0") if name}
+    return sorted(path for path in paths if (ROOT / path).is_file())
 
 
 def copy(target: Path) -> None:
+    """Copy these files to another folder."""
     for path in files():
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / path, target / path)

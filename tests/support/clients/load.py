@@ -1,4 +1,4 @@
-"""Honest clients by the dozen: uploads and downloads as coroutines, each at a pace of its own."""
+"""Many well-behaved clients: uploads and downloads as coroutines, each with its own duration."""
 
 import asyncio
 import os
@@ -14,73 +14,76 @@ import httpx
 from tests.support.clients.signing import sign
 
 KEY = "a signing key"
-PIECE = 64 * 1024
+CHUNK_SIZE = 64 * 1024
 MIB = 1 << 20
-PATIENCE = 280.0
-"""Seconds after which a transfer is given up."""
+TIMEOUT = 280.0
+"""Seconds that a transfer may take."""
 
-BROKEN = 0
-"""The status of a transfer whose answer did not arrive whole."""
+INCOMPLETE = 0
+"""The status of a transfer whose response did not arrive, or not completely."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came of a transfer; `body` is as long as its head said, or the status `BROKEN`."""
+class Response:
+    """A complete response, with as many bytes as its head declares, or the status `INCOMPLETE`."""
 
     status: int
     head: bytes = b""
     body: bytes = b""
 
     @classmethod
-    async def read(cls, reader: asyncio.StreamReader, *, seconds: float = 0) -> Self:
+    async def read(cls, reader: asyncio.StreamReader, *, duration: float = 0) -> Self:
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             length = int(head.lower().split(b"content-length: ")[1].split()[0])
             body = bytearray()
-            pace = _Pace(length, seconds)
+            throttle = _Throttle(length, duration)
             while len(body) < length:
-                body += await reader.readexactly(min(PIECE, length - len(body)))
-                await pace.keep(len(body))
+                body += await reader.readexactly(min(CHUNK_SIZE, length - len(body)))
+                await throttle.wait(len(body))
         except (ConnectionError, asyncio.IncompleteReadError):
-            return cls(BROKEN)
+            return cls(INCOMPLETE)
         return cls(int(head.split()[1]), head, bytes(body))
 
 
-async def upload(url: str, bundle: bytes, *, seconds: float = 0) -> Answer:
-    """Upload in chunks, but stop where the answer comes first, as good clients do."""
-    async with asyncio.timeout(PATIENCE):
+async def upload(url: str, bundle: bytes, *, duration: float = 0) -> Response:
+    """Upload in chunks. Stop when a response arrives, as well-behaved clients do."""
+    async with asyncio.timeout(TIMEOUT):
         reader, writer = await _connect(url)
-        answer = asyncio.create_task(Answer.read(reader))
-        sending = asyncio.create_task(_send(writer, bundle, _Pace(len(bundle), seconds)))
+        response = asyncio.create_task(Response.read(reader))
+        sending = asyncio.create_task(_send(writer, bundle, _Throttle(len(bundle), duration)))
         try:
-            await asyncio.wait((answer, sending), return_when=asyncio.FIRST_COMPLETED)
-            return await answer
+            await asyncio.wait((response, sending), return_when=asyncio.FIRST_COMPLETED)
+            return await response
         finally:
-            answer.cancel()
+            response.cancel()
             sending.cancel()
             writer.close()
 
 
-async def _send(writer: asyncio.StreamWriter, bundle: bytes, pace: "_Pace") -> None:
+async def _send(writer: asyncio.StreamWriter, bundle: bytes, throttle: "_Throttle") -> None:
     with suppress(ConnectionError):
         writer.write(b"POST /upload HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
-        for at in range(0, len(bundle), PIECE):
-            piece = bundle[at : at + PIECE]
-            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        for start in range(0, len(bundle), CHUNK_SIZE):
+            chunk = bundle[start : start + CHUNK_SIZE]
+            writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
             await writer.drain()
-            await pace.keep(at + len(piece))
+            await throttle.wait(start + len(chunk))
         writer.write(b"0\r\n\r\n")
         await writer.drain()
 
 
-async def download(url: str, bundle_id: str, bundle: bytes, *, seconds: float = 0) -> Answer:
-    """Fetch with the proof of `bundle`, and no faster than at this pace also into the kernel."""
+async def download(url: str, bundle_id: str, bundle: bytes, *, duration: float = 0) -> Response:
+    """Download with the proof of `bundle`.
+
+    The receive buffer is small, so that the kernel reads little ahead of the client.
+    """
     proof = "".join(f"{name}: {value}\r\n" for name, value in sign(KEY, bundle).items())
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         reader, writer = await _connect(url)
         try:
             writer.write(f"GET /files/{bundle_id} HTTP/1.1\r\nHost: x\r\n{proof}\r\n".encode())
-            return await Answer.read(reader, seconds=seconds)
+            return await Response.read(reader, duration=duration)
         finally:
             writer.close()
 
@@ -89,47 +92,50 @@ async def _connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter
     address = urlsplit(url)
     connection = socket.socket()
     connection.settimeout(0)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, CHUNK_SIZE)
     await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", address.port))
     return await asyncio.open_connection(sock=connection)
 
 
-class _Pace:
-    """Spreads `length` bytes over so many seconds."""
+class _Throttle:
+    """Spreads the transfer of `length` bytes over `duration` seconds."""
 
-    def __init__(self, length: int, seconds: float) -> None:
+    def __init__(self, length: int, duration: float) -> None:
         self._loop = asyncio.get_running_loop()
-        self._began = self._loop.time()
-        self._each = seconds / max(length, 1)
+        self._started = self._loop.time()
+        self._seconds_per_byte = duration / max(length, 1)
 
-    async def keep(self, moved: int) -> None:
-        """Wait until it is time to have moved so much."""
-        await asyncio.sleep(max(0, self._began + moved * self._each - self._loop.time()))
+    async def wait(self, transferred: int) -> None:
+        """Wait until this number of bytes is due."""
+        due = self._started + transferred * self._seconds_per_byte
+        await asyncio.sleep(max(0, due - self._loop.time()))
 
 
-async def rush(url: str) -> Counter[str]:
-    """Send 200 uploads of 12 MiB and 200 first downloads of 7 MiB at once; count the outcomes."""
-    outcomes: Counter[str] = Counter()
+async def send_burst(url: str) -> Counter[str]:
+    """Send 200 uploads of 12 MiB and 200 first downloads of 7 MiB at once; count the results."""
+    results: Counter[str] = Counter()
     small, large = os.urandom(7 * MIB), os.urandom(12 * MIB)
     proof = sign(KEY, small)
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=280, trust_env=False, limits=limits) as http:
         headers = {"X-HMAC": proof["X-HMAC"]}
-        answers = [await http.post("/upload", content=small, headers=headers) for _ in range(200)]
+        uploads = [await http.post("/upload", content=small, headers=headers) for _ in range(200)]
 
-        async def up() -> None:
-            answer = await upload(url, large)
-            refused = answer.status == 503 and b"\r\nretry-after: " in answer.head
-            known = answer.status == 200 or refused
-            outcomes[f"upload {answer.status}" if known else "other"] += 1
+        async def send_upload() -> None:
+            response = await upload(url, large)
+            refused = response.status == 503 and b"\r\nretry-after: " in response.head
+            expected = response.status == 200 or refused
+            results[f"upload {response.status}" if expected else "other"] += 1
 
-        async def down(bundle_id: str) -> None:
-            answer = await http.get(f"/files/{bundle_id}", headers=proof)
-            whole = answer.status_code == 200 and answer.content == small
-            known = whole or (answer.status_code == 503 and "Retry-After" in answer.headers)
-            outcomes[f"download {answer.status_code}" if known else "other"] += 1
+        async def send_download(bundle_id: str) -> None:
+            response = await http.get(f"/files/{bundle_id}", headers=proof)
+            complete = response.status_code == 200 and response.content == small
+            refused = response.status_code == 503 and "Retry-After" in response.headers
+            expected = complete or refused
+            results[f"download {response.status_code}" if expected else "other"] += 1
 
         await asyncio.gather(
-            *(up() for _ in range(200)), *(down(answer.text) for answer in answers)
+            *(send_upload() for _ in range(200)),
+            *(send_download(response.text) for response in uploads),
         )
-    return outcomes
+    return results

@@ -1,4 +1,4 @@
-"""Clients that mean harm, in a process of their own: they take no time from who measures it."""
+"""Malicious clients, in a separate process, so that they do not slow down the measuring test."""
 
 import asyncio
 import json
@@ -15,65 +15,66 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.support.clients.sockets import hung_up
+from tests.support.clients.sockets import peer_has_closed
 
-LIFE = 400.0
-"""Seconds after which attackers end by themselves."""
+MAX_DURATION = 400.0
+"""Seconds after which the attacks end by themselves."""
 
-HANGING = "held"
-"""The end of a connection that had none when the attack was stopped."""
+STILL_OPEN = "still open"
+"""The outcome of a connection that was open when the attack was stopped."""
 
 
 @dataclass(frozen=True)
 class Attack:
-    """So many clients that send a beginning, and then a byte every so many seconds.
+    """`count` clients that send a prefix, and then the payload once every `interval` seconds.
 
-    With no byte they neither send nor read. `again`: who is thrown out comes back at once.
-    `flood`: they send the beginning again and again without a pause, and read every answer.
+    With an empty payload, they neither send nor read after the prefix. With `reconnect`, a client
+    whose connection ends opens another one at once. With `flood`, clients send the prefix again and
+    again without a pause, and read every response.
     """
 
     count: int
-    beginning: str
-    byte: str = "x"
-    every: float = 0.5
-    again: bool = True
+    prefix: str
+    payload: str = "x"
+    interval: float = 0.5
+    reconnect: bool = True
     flood: bool = False
 
 
 @dataclass
 class Report:
-    """How an attack's connections ended, by status or "reset", and after how many seconds."""
+    """How an attack's connections ended: with a status or "reset", and after how many seconds."""
 
-    ends: list[tuple[str, float]] = field(default_factory=list)
-    sent: int = 0
+    outcomes: list[tuple[str, float]] = field(default_factory=list)
+    sent: int = 0  # payloads, or bytes with `flood`
 
     def __str__(self) -> str:
-        times = [seconds for end, seconds in self.ends if end != HANGING]
-        spread = f" after {min(times):.1f} to {max(times):.1f} s" if times else ""
-        return f"{dict(self.counts)}{spread}, {self.sent} bytes dripped"
+        times = [seconds for outcome, seconds in self.outcomes if outcome != STILL_OPEN]
+        duration = f" after {min(times):.1f} to {max(times):.1f} s" if times else ""
+        return f"{dict(self.counts)}{duration}, {self.sent} payloads sent"
 
     @property
     def counts(self) -> Counter[str]:
-        return Counter(end for end, _ in self.ends)
+        return Counter(outcome for outcome, _ in self.outcomes)
 
 
-class Attackers:
-    """The process, seen from outside."""
+class AttackProcess:
+    """The process that runs the attacks."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
 
-    def stop(self, *, within: float = 0) -> list[Report]:
-        """End the attack, or let it end by itself `within` some seconds; what came of each."""
+    def stop(self, *, timeout: float = 0) -> list[Report]:
+        """Stop the attacks if they do not end within `timeout` seconds. Return their reports."""
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(within)
+            self._process.wait(timeout)
         output, _ = self._process.communicate(timeout=20)
         return [Report(**report) for report in json.loads(output)]
 
 
 @contextmanager
-def attacking(url: str, *attacks: Attack) -> Iterator[Attackers]:
-    """Once all of them have begun, until the block ends."""
+def running_attacks(url: str, *attacks: Attack) -> Iterator[AttackProcess]:
+    """Run attacks until the block ends. The block starts once all clients sent their prefix."""
     specification = json.dumps([asdict(attack) for attack in attacks])
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.clients.malicious", url, specification],
@@ -82,25 +83,25 @@ def attacking(url: str, *attacks: Attack) -> Iterator[Attackers]:
         text=True,
     )
     with process:
-        watchdog = threading.Timer(LIFE + 10, process.kill)
+        watchdog = threading.Timer(MAX_DURATION + 10, process.kill)
         watchdog.start()
         try:
             assert process.stdout is not None
-            assert process.stdout.readline() == "begun\n"
-            yield Attackers(process)
+            assert process.stdout.readline() == "started\n"
+            yield AttackProcess(process)
         finally:
             watchdog.cancel()
             process.kill()
 
 
-class _Campaign:
-    """All attacks of this process, on one address."""
+class _Attacks:
+    """All attacks of this process, on the same address."""
 
     def __init__(self, address: tuple[str, int], attacks: list[Attack]) -> None:
         self._address = address
         self._attacks = attacks
-        self._missing = sum(attack.count for attack in attacks)
-        self._begun = asyncio.Event()
+        self._starting = sum(attack.count for attack in attacks)
+        self._started = asyncio.Event()
         self.reports = [Report() for _ in attacks]
 
     async def run(self) -> None:
@@ -109,11 +110,13 @@ class _Campaign:
             for attack, report in zip(self._attacks, self.reports, strict=True)
             for _ in range(attack.count)
         ]
-        await self._begun.wait()
-        print("begun", flush=True)
-        stopped = asyncio.create_task(_stopped())
+        await self._started.wait()
+        print("started", flush=True)
+        stopped = asyncio.create_task(_wait_for_stop())
         ended = asyncio.create_task(asyncio.wait(clients))
-        await asyncio.wait((stopped, ended), timeout=LIFE, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(
+            (stopped, ended), timeout=MAX_DURATION, return_when=asyncio.FIRST_COMPLETED
+        )
         for task in (stopped, ended, *clients):
             task.cancel()
         await asyncio.wait(clients)
@@ -121,38 +124,38 @@ class _Campaign:
     async def _attack(self, attack: Attack, report: Report) -> None:
         loop = asyncio.get_running_loop()
         first = True
-        while first or attack.again:
-            began, end = loop.time(), HANGING
+        while first or attack.reconnect:
+            started, outcome = loop.time(), STILL_OPEN
             try:
-                end = await self._connection(attack, report, first=first)
+                outcome = await self._connection(attack, report, first=first)
             except OSError:
-                end = "reset"
+                outcome = "reset"
             finally:
-                report.ends.append((end, loop.time() - began))
+                report.outcomes.append((outcome, loop.time() - started))
             first = False
 
     async def _connection(self, attack: Attack, report: Report, *, first: bool) -> str:
         loop = asyncio.get_running_loop()
         with socket.socket() as connection:
             connection.settimeout(0)
-            # It ends with a reset: the server would take seconds for the megabytes that a flood
-            # leaves in the kernel's buffers.
+            # Closing resets the connection. Otherwise the server would need seconds for the
+            # megabytes that a flood leaves in the kernel's buffers.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             await loop.sock_connect(connection, self._address)
-            await loop.sock_sendall(connection, attack.beginning.encode("latin-1"))
+            await loop.sock_sendall(connection, attack.prefix.encode("latin-1"))
             if first:
-                self._missing -= 1
-                if not self._missing:
-                    self._begun.set()
+                self._starting -= 1
+                if not self._starting:
+                    self._started.set()
             if attack.flood:
                 return await _flood(connection, attack, report)
-            if not attack.byte:
-                return await _sleep(connection)
-            return await _drip(connection, attack, report)
+            if not attack.payload:
+                return await _idle(connection)
+            return await _trickle(connection, attack, report)
 
 
-async def _stopped() -> None:
-    """Return when whoever started this process has no more to say to it."""
+async def _wait_for_stop() -> None:
+    """Wait until the parent process closes its end of the pipe to standard input."""
     loop, closed = asyncio.get_running_loop(), asyncio.Event()
 
     def read() -> None:
@@ -163,52 +166,50 @@ async def _stopped() -> None:
     await closed.wait()
 
 
-async def _sleep(connection: socket.socket) -> str:
-    """Read nothing; only look whether the connection is there still."""
-    while not hung_up(connection):  # noqa: ASYNC110 - only reading would be told
+async def _idle(connection: socket.socket) -> str:
+    """Read nothing. Only check whether the connection is still open."""
+    while not peer_has_closed(connection):  # noqa: ASYNC110 - there is no event for it without reading
         await asyncio.sleep(0.1)
     return "reset"
 
 
-async def _drip(connection: socket.socket, attack: Attack, report: Report) -> str:
+async def _trickle(connection: socket.socket, attack: Attack, report: Report) -> str:
     loop = asyncio.get_running_loop()
-    answer = asyncio.ensure_future(loop.sock_recv(connection, 4096))
+    response = asyncio.ensure_future(loop.sock_recv(connection, 4096))
     try:
-        while not (await asyncio.wait((answer,), timeout=attack.every))[0]:
-            await loop.sock_sendall(connection, attack.byte.encode())
+        while not (await asyncio.wait((response,), timeout=attack.interval))[0]:
+            await loop.sock_sendall(connection, attack.payload.encode())
             report.sent += 1
-        return (await answer)[9:12].decode() or "closed"
+        return (await response)[9:12].decode() or "closed"
     finally:
-        answer.cancel()
+        response.cancel()
 
 
 async def _flood(connection: socket.socket, attack: Attack, report: Report) -> str:
     loop = asyncio.get_running_loop()
 
-    async def read_answers() -> str:
+    async def read_responses() -> str:
         while await loop.sock_recv(connection, 65_536):
             pass
         return "closed"
 
-    answers = asyncio.create_task(read_answers())
-    beginning = attack.beginning.encode("latin-1")
+    responses = asyncio.create_task(read_responses())
+    prefix = attack.prefix.encode("latin-1")
     try:
-        while not answers.done():
-            await loop.sock_sendall(connection, beginning)
-            report.sent += len(beginning)
-        return answers.result()
+        while not responses.done():
+            await loop.sock_sendall(connection, prefix)
+            report.sent += len(prefix)
+        return responses.result()
     finally:
-        answers.cancel()
+        responses.cancel()
 
 
 def main(url: str, specification: str) -> None:
     address = urlsplit(url)
     attacks: list[dict[str, Any]] = json.loads(specification)
-    campaign = _Campaign(
-        ("127.0.0.1", address.port or 80), [Attack(**attack) for attack in attacks]
-    )
-    asyncio.run(campaign.run())
-    print(json.dumps([asdict(report) for report in campaign.reports]))
+    running = _Attacks(("127.0.0.1", address.port or 80), [Attack(**attack) for attack in attacks])
+    asyncio.run(running.run())
+    print(json.dumps([asdict(report) for report in running.reports]))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ways to write a path, and what a server may take them for."""
+"""Different spellings of paths, and how a server should treat them."""
 
 INTERNAL = (
     "/metrics",
@@ -49,7 +49,7 @@ INTERNAL = (
     "http://h/readyz",
     "http://h/readyz%0a/",
 )
-"""Spellings of what stays inside. None may reach it through a proxy."""
+"""Spellings of internal paths. No request with one of them may pass the proxy."""
 
 NOT_PRINTABLE = (
     "/metrics%0a",
@@ -67,7 +67,7 @@ NOT_PRINTABLE = (
     "/files/%e2%80%a8",
     "/%0a",
 )
-"""Paths that hold other than printable ASCII when they are decoded."""
+"""Paths that, once decoded, contain other characters than printable ASCII."""
 
 ACCEPTED = {
     "//healthz": b"alive\n",
@@ -80,4 +80,4 @@ ACCEPTED = {
     "http://h/?x": b"message-history-server",
     "http://h%2fmetrics%2f/": b"message-history-server",
 }
-"""Spellings that are understood, and how the answer begins."""
+"""Spellings that the service accepts, and the start of the response."""

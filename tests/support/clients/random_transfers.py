@@ -1,4 +1,4 @@
-"""Random transfers and random faults, all out of one `random.Random`."""
+"""Random transfers and random faults. A `random.Random` with the same seed repeats them."""
 
 from collections.abc import Mapping
 from random import Random, SystemRandom
@@ -7,29 +7,29 @@ from typing import TypeVar
 from service.bundles.memory import SLOT_SIZE
 from service.s3.retries import MAX_ATTEMPTS
 from tests.support.clients.transfers import (
+    Behaviour,
     Bundle,
-    Claimed,
+    Claims,
     Delete,
     Download,
     Framing,
     Kind,
-    Manner,
     Method,
-    Proven,
+    Proof,
     Transfer,
     Upload,
 )
 from tests.support.proxy import (
     Action,
     Delay,
-    Drip,
+    DropResponse,
     Fault,
     IgnoreRange,
     Reset,
     ResetRequest,
     Respond,
     Stall,
-    Swallow,
+    Throttle,
     Truncate,
 )
 from tests.support.services.thread import SMALL_PART
@@ -38,7 +38,7 @@ _T = TypeVar("_T")
 
 
 def seed(*, soak: bool) -> int:
-    """Return a seed and print it: a new one for each soak, otherwise always the same."""
+    """Return a seed and print it: a new one for each soak test, otherwise always the same."""
     number = SystemRandom().randrange(1 << 32) if soak else 1
     print(f"\nseed {number}")
     return number
@@ -49,12 +49,11 @@ OPERATIONS = (
     *("PutObjectTagging", "GetObjectTagging", "GetObject", "HeadObject", "DeleteObject"),
     *("ListMultipartUploads", "AbortMultipartUpload"),
 )
-"""All that a service that runs asks of S3."""
+"""All operations that a running service calls."""
 
 NOT_FOUND = Respond(404, "NoSuchBucket"), Respond(404, "NoSuchUpload")
-TIMES = 1, 1, 2, MAX_ATTEMPTS, 2 * MAX_ATTEMPTS
-EDGES = [SLOT_SIZE, SLOT_SIZE, SMALL_PART, 2 * SMALL_PART]
-
+REPEATS = 1, 1, 2, MAX_ATTEMPTS, 2 * MAX_ATTEMPTS
+BUFFER_SIZES = [SLOT_SIZE, SLOT_SIZE, SMALL_PART, 2 * SMALL_PART]
 
 KINDS: Mapping[Kind, int] = {
     "good": 60,
@@ -64,7 +63,7 @@ KINDS: Mapping[Kind, int] = {
     "half-closes": 10,
 }
 FRAMINGS: Mapping[Framing, int] = {"length": 1, "chunked": 1, "form": 1}
-CLAIMS: Mapping[Claimed, int] = {
+CLAIMS: Mapping[Claims, int] = {
     "nothing": 25,
     "hmac": 30,
     "key": 15,
@@ -72,7 +71,7 @@ CLAIMS: Mapping[Claimed, int] = {
     "wrong digest": 10,
     "wrong hmac": 10,
 }
-PROOFS: Mapping[Proven, int] = {
+PROOFS: Mapping[Proof, int] = {
     "right": 70,
     "other key": 12,
     "other hmac": 12,
@@ -83,75 +82,75 @@ METHODS: Mapping[Method, int] = {"GET": 85, "HEAD": 15}
 SIZES = {"small": 60, "medium": 20, "edge": 12, "large": 8}
 
 
-def _one(dice: Random, weights: Mapping[_T, int]) -> _T:
-    return dice.choices(list(weights), list(weights.values()))[0]
+def _weighted_choice(rng: Random, weights: Mapping[_T, int]) -> _T:
+    return rng.choices(list(weights), list(weights.values()))[0]
 
 
-def size(dice: Random) -> int:
-    """Mostly small; else near an edge of a buffer, or up to three parts."""
-    match _one(dice, SIZES):
+def size(rng: Random) -> int:
+    """Choose a size: mostly small, else near a buffer's size, or up to three parts."""
+    match _weighted_choice(rng, SIZES):
         case "small":
-            return dice.randint(1, 5_000)
+            return rng.randint(1, 5_000)
         case "medium":
-            return dice.randint(SLOT_SIZE, 4 * SLOT_SIZE)
+            return rng.randint(SLOT_SIZE, 4 * SLOT_SIZE)
         case "edge":
-            return dice.choice(EDGES) + dice.randint(-1, 1)
-    return dice.randint(SMALL_PART, 3 * SMALL_PART)
+            return rng.choice(BUFFER_SIZES) + rng.randint(-1, 1)
+    return rng.randint(SMALL_PART, 3 * SMALL_PART)
 
 
-def manner(dice: Random) -> Manner:
-    return Manner(_one(dice, KINDS), dice.choice((0, 1, dice.random())))
+def behaviour(rng: Random) -> Behaviour:
+    return Behaviour(_weighted_choice(rng, KINDS), rng.choice((0, 1, rng.random())))
 
 
-def upload(dice: Random) -> Upload:
-    framing, claimed = _one(dice, FRAMINGS), _one(dice, CLAIMS)
-    if framing == "form" and "digest" in claimed:  # That is refused.
-        claimed = "nothing"
-    return Upload(Bundle(dice.getrandbits(32), size(dice)), framing, claimed, manner(dice))
+def upload(rng: Random) -> Upload:
+    framing, claims = _weighted_choice(rng, FRAMINGS), _weighted_choice(rng, CLAIMS)
+    if framing == "form" and "digest" in claims:  # The service refuses this.
+        claims = "nothing"
+    return Upload(Bundle(rng.getrandbits(32), size(rng)), framing, claims, behaviour(rng))
 
 
-def download(dice: Random, bundle_id: str, bundle: Bundle) -> Download:
-    """Also of ranges that begin behind the end."""
-    part = None
-    if dice.random() < 0.3:
-        first = dice.randint(0, bundle.size + 10)
-        part = first, first + dice.choice((0, 1, bundle.size // 2, bundle.size))
-    method, proven = _one(dice, METHODS), _one(dice, PROOFS)
-    return Download(bundle_id, bundle, proven, part, manner(dice), method)
+def download(rng: Random, bundle_id: str, bundle: Bundle) -> Download:
+    """Choose a download. Its range may start after the end of the bundle."""
+    byte_range = None
+    if rng.random() < 0.3:
+        first = rng.randint(0, bundle.size + 10)
+        byte_range = first, first + rng.choice((0, 1, bundle.size // 2, bundle.size))
+    method, proof = _weighted_choice(rng, METHODS), _weighted_choice(rng, PROOFS)
+    return Download(bundle_id, bundle, proof, byte_range, behaviour(rng), method)
 
 
-def delete(dice: Random, bundle_id: str, bundle: Bundle) -> Delete:
-    return Delete(bundle_id, bundle, _one(dice, PROOFS), manner(dice))
+def delete(rng: Random, bundle_id: str, bundle: Bundle) -> Delete:
+    return Delete(bundle_id, bundle, _weighted_choice(rng, PROOFS), behaviour(rng))
 
 
-def transfer(dice: Random, told: Mapping[str, Bundle]) -> Transfer:
-    """An upload, or something done with one of the bundles whose ids were told, if there are any.
+def transfer(rng: Random, bundles: Mapping[str, Bundle]) -> Transfer:
+    """Choose an upload, or a download or delete of one of these bundles, by their ids.
 
-    Also with those that have been deleted.
+    The bundles may include deleted ones. Without any, the choice is an upload.
     """
-    what = dice.choices(("upload", "download", "delete"), (45, 40, 15))[0]
-    if what == "upload" or not told:
-        return upload(dice)
-    bundle_id = dice.choice(list(told))
-    return (download if what == "download" else delete)(dice, bundle_id, told[bundle_id])
+    kind = rng.choices(("upload", "download", "delete"), (45, 40, 15))[0]
+    if kind == "upload" or not bundles:
+        return upload(rng)
+    bundle_id = rng.choice(list(bundles))
+    return (download if kind == "download" else delete)(rng, bundle_id, bundles[bundle_id])
 
 
-def fault(dice: Random) -> Fault:
-    """Any action on any operation, or on whatever comes next; once or a few times.
+def fault(rng: Random) -> Fault:
+    """Choose any action for one operation or for all, once or several times.
 
-    Also as often as the client tries, and more. It is only what S3 may say: a bare 404, which is
-    all that HeadObject has, would say that there is no object.
+    It may also happen as often as the client retries, or more. Responses are only those that S3
+    could send: HeadObject has no error code, so its 404 would mean that the object does not exist.
     """
-    operation = dice.choice((*OPERATIONS, None, None, None))
-    struck = action(dice)
-    while operation in ("HeadObject", None) and struck in NOT_FOUND:
-        struck = action(dice)
-    return Fault(operation, struck, times=dice.choice(TIMES), after=dice.choice((0, 0, 1)))
+    operation = rng.choice((*OPERATIONS, None, None, None))
+    injected = action(rng)
+    while operation in ("HeadObject", None) and injected in NOT_FOUND:
+        injected = action(rng)
+    return Fault(operation, injected, times=rng.choice(REPEATS), after=rng.choice((0, 0, 1)))
 
 
-def action(dice: Random) -> Action:
-    after = dice.choice((0, dice.randint(0, 3_000), dice.randint(0, 2 * SMALL_PART)))
-    return dice.choice(
+def action(rng: Random) -> Action:
+    after = rng.choice((0, rng.randint(0, 3_000), rng.randint(0, 2 * SMALL_PART)))
+    return rng.choice(
         (
             Respond(503, "SlowDown"),
             Respond(500, "InternalError"),
@@ -160,10 +159,10 @@ def action(dice: Random) -> Action:
             ResetRequest(after),
             Reset(after),
             Truncate(after),
-            Stall(dice.random(), after),
-            Drip(dice.randint(4, 16) << 20),
-            Delay(dice.random()),
-            Swallow(),
+            Stall(rng.random(), after),
+            Throttle(rng.randint(4, 16) << 20),
+            Delay(rng.random()),
+            DropResponse(),
             IgnoreRange(),
         )
     )

@@ -1,6 +1,6 @@
-"""Single transfers by clients that behave well or badly, each on a connection of its own.
+"""Single transfers by clients that behave well or badly, each on its own connection.
 
-An `Upload`, `Download` or `Delete` is a plain value; `run` does it and says what the client saw.
+An `Upload`, `Download` or `Delete` is a plain value. `run` does it and returns the response.
 """
 
 import base64
@@ -16,36 +16,36 @@ from http.client import HTTPException, HTTPResponse
 from typing import Literal
 
 from tests.support.clients.signing import random_bytes, sign
-from tests.support.clients.sockets import dial
+from tests.support.clients.sockets import connect_to
 
-PIECE = 64 * 1024
+CHUNK_SIZE = 64 * 1024
 
 Kind = Literal["good", "slow", "leaves", "resets", "half-closes"]
 Framing = Literal["length", "chunked", "form"]
-Claimed = Literal["nothing", "hmac", "key", "digest", "wrong hmac", "wrong digest"]
-Proven = Literal["right", "other key", "other hmac", "half", "none"]
+Claims = Literal["nothing", "hmac", "key", "digest", "wrong hmac", "wrong digest"]
+Proof = Literal["right", "other key", "other hmac", "half", "none"]
 Method = Literal["GET", "HEAD"]
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How a client behaves: good to the end, or until `at` (0 … 1) of a body has passed.
+class Behaviour:
+    """How a client behaves. "good" completes the transfer, "slow" too, with pauses between chunks.
 
-    "slow" pauses between pieces, "leaves" closes, "resets" resets, "half-closes" has no more to
-    say but listens.
+    The others stop after the fraction `stop_at` (0 … 1) of a body. "leaves" closes the connection,
+    "resets" resets it, and "half-closes" sends nothing more but reads the response.
     """
 
     kind: Kind = "good"
-    at: float = 1.0
+    stop_at: float = 1.0
 
     @property
-    def listens(self) -> bool:
+    def reads_response(self) -> bool:
         return self.kind not in ("leaves", "resets")
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle, by what its bytes are made from."""
+    """A bundle of pseudo-random bytes, defined by their seed and number."""
 
     seed: int
     size: int
@@ -60,13 +60,17 @@ class Bundle:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a client saw: `status` 0 is no answer; `whole` means as many bytes as were declared."""
+class Response:
+    """What a client received. `status` is 0 if there was no response.
+
+    `complete` means that the body has the declared length. `sent_all` means that the client sent
+    its whole request.
+    """
 
     status: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = field(default=b"", repr=False)
-    whole: bool = False
+    complete: bool = False
     sent_all: bool = False
 
     @property
@@ -78,16 +82,16 @@ class Answer:
 class Upload:
     bundle: Bundle
     framing: Framing = "length"
-    claimed: Claimed = "nothing"
-    manner: Manner = Manner()
+    claims: Claims = "nothing"
+    behaviour: Behaviour = Behaviour()
 
     @property
-    def honest(self) -> bool:
-        return not self.claimed.startswith("wrong")
+    def has_true_claims(self) -> bool:
+        return not self.claims.startswith("wrong")
 
-    def run(self, url: str) -> Answer:
+    def run(self, url: str) -> Response:
         content = self.bundle.content
-        headers = self._claim(content)
+        headers = self._claim_headers(content)
         if self.framing == "form":
             content = FORM_HEAD + content + FORM_TAIL
             headers["Content-Type"] = f"multipart/form-data; boundary={BOUNDARY}"
@@ -96,57 +100,57 @@ class Upload:
             headers["Transfer-Encoding"] = "chunked"
         else:
             headers["Content-Length"] = str(len(content))
-        return _Client(url, self.manner).ask("POST", "/upload", headers, content)
+        return _Client(url, self.behaviour).send("POST", "/upload", headers, content)
 
-    def _claim(self, content: bytes) -> dict[str, str]:
-        other = b"another bundle" if self.claimed.startswith("wrong") else content
-        proof = sign(self.bundle.key, other)
-        if self.claimed == "hmac":
+    def _claim_headers(self, content: bytes) -> dict[str, str]:
+        claimed = b"another bundle" if self.claims.startswith("wrong") else content
+        proof = sign(self.bundle.key, claimed)
+        if self.claims == "hmac":
             return {"X-HMAC": proof["X-HMAC"].upper()}
-        if self.claimed in ("key", "wrong hmac"):
+        if self.claims in ("key", "wrong hmac"):
             return proof
-        if self.claimed in ("digest", "wrong digest"):
-            digest = base64.b64encode(hashlib.sha256(other).digest()).decode()
+        if self.claims in ("digest", "wrong digest"):
+            digest = base64.b64encode(hashlib.sha256(claimed).digest()).decode()
             return {"Content-Digest": f"sha-256=:{digest}:"}
         return {}
 
 
 @dataclass(frozen=True)
 class Download:
-    """Of all of a bundle, or of the bytes from `first` to `last`; `method` HEAD of none."""
+    """A download of a bundle, or of the bytes from first to last. HEAD transfers no bytes."""
 
     bundle_id: str
     bundle: Bundle
-    proven: Proven = "right"
-    part: tuple[int, int] | None = None
-    manner: Manner = Manner()
+    proof: Proof = "right"
+    byte_range: tuple[int, int] | None = None
+    behaviour: Behaviour = Behaviour()
     method: Method = "GET"
 
     @property
-    def wanted(self) -> bytes:
+    def expected_body(self) -> bytes:
         content = self.bundle.content
-        if self.part is None or self.method == "HEAD":
+        if self.byte_range is None or self.method == "HEAD":
             return content
-        first, last = self.part
+        first, last = self.byte_range
         return content[first : last + 1]
 
-    def run(self, url: str) -> Answer:
-        headers = _proof(self.bundle, self.proven)
-        if self.part is not None:
-            headers["Range"] = "bytes={}-{}".format(*self.part)
-        return _Client(url, self.manner).ask(self.method, f"/files/{self.bundle_id}", headers)
+    def run(self, url: str) -> Response:
+        headers = _proof_headers(self.bundle, self.proof)
+        if self.byte_range is not None:
+            headers["Range"] = "bytes={}-{}".format(*self.byte_range)
+        return _Client(url, self.behaviour).send(self.method, f"/files/{self.bundle_id}", headers)
 
 
 @dataclass(frozen=True)
 class Delete:
     bundle_id: str
     bundle: Bundle
-    proven: Proven = "right"
-    manner: Manner = Manner()
+    proof: Proof = "right"
+    behaviour: Behaviour = Behaviour()
 
-    def run(self, url: str) -> Answer:
-        headers = _proof(self.bundle, self.proven)
-        return _Client(url, self.manner).ask("DELETE", f"/files/{self.bundle_id}", headers)
+    def run(self, url: str) -> Response:
+        headers = _proof_headers(self.bundle, self.proof)
+        return _Client(url, self.behaviour).send("DELETE", f"/files/{self.bundle_id}", headers)
 
 
 Transfer = Upload | Download | Delete
@@ -161,17 +165,17 @@ FORM_TAIL = f"\r\n--{BOUNDARY}--\r\n".encode()
 
 
 def _chunked(content: bytes) -> bytes:
-    """In chunks of an odd size, which no buffer has."""
+    """Encode in chunks of a size that is no multiple or fraction of any buffer's."""
     encoded = bytearray()
-    for at in range(0, len(content), 50_021):
-        piece = content[at : at + 50_021]
-        encoded += b"%x\r\n%b\r\n" % (len(piece), piece)
+    for start in range(0, len(content), 50_021):
+        chunk = content[start : start + 50_021]
+        encoded += b"%x\r\n%b\r\n" % (len(chunk), chunk)
     return bytes(encoded + b"0\r\n\r\n")
 
 
-def _proof(bundle: Bundle, proven: Proven) -> dict[str, str]:
+def _proof_headers(bundle: Bundle, proof: Proof) -> dict[str, str]:
     right = sign(bundle.key, bundle.content)
-    match proven:
+    match proof:
         case "right":
             return right
         case "other key":
@@ -185,68 +189,76 @@ def _proof(bundle: Bundle, proven: Proven) -> dict[str, str]:
 
 
 class _Client:
-    """A client that asks once, in its manner; nothing it does takes longer than a minute."""
+    """A client that sends one request. Each operation on its socket may take a minute at most."""
 
-    def __init__(self, url: str, manner: Manner) -> None:
+    def __init__(self, url: str, behaviour: Behaviour) -> None:
         self._url = url
-        self._manner = manner
+        self._behaviour = behaviour
 
-    def ask(self, method: str, path: str, headers: Mapping[str, str], body: bytes = b"") -> Answer:
+    def send(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes = b""
+    ) -> Response:
         lines = [f"{method} {path} HTTP/1.1", "Host: x"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         head = "\r\n".join([*lines, "", ""]).encode()
         try:
-            connection = dial(self._url)
+            connection = connect_to(self._url)
         except ConnectionError:
-            return Answer()
+            return Response()
         with connection:
             connection.settimeout(60)
-            answer = self._converse(connection, method, head, body)
-            if self._manner.kind == "resets":
+            response = self._exchange(connection, method, head, body)
+            if self._behaviour.kind == "resets":
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        return answer
+        return response
 
-    def _converse(self, connection: socket.socket, method: str, head: bytes, body: bytes) -> Answer:
-        enough = body if self._manner.kind in ("good", "slow") else body[: self._cut(len(body))]
-        with suppress(ConnectionError):  # An answer may have come before.
+    def _exchange(
+        self, connection: socket.socket, method: str, head: bytes, body: bytes
+    ) -> Response:
+        to_send = (
+            body
+            if self._behaviour.kind in ("good", "slow")
+            else body[: self._stop_position(len(body))]
+        )
+        with suppress(ConnectionError):  # There may be an early response.
             connection.sendall(head)
-            for at in range(0, len(enough), PIECE):
+            for start in range(0, len(to_send), CHUNK_SIZE):
                 if select.select([connection], [], [], self._pause)[0]:
-                    enough = enough[:at]
+                    to_send = to_send[:start]
                     break
-                connection.sendall(enough[at : at + PIECE])
-        if self._manner.kind == "half-closes":
+                connection.sendall(to_send[start : start + CHUNK_SIZE])
+        if self._behaviour.kind == "half-closes":
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_WR)
-        sent_all = len(enough) == len(body)
-        if not self._manner.listens and (body or method == "DELETE"):
-            return Answer(sent_all=sent_all)
-        return self._listen(connection, method, sent_all=sent_all)
+        sent_all = len(to_send) == len(body)
+        if not self._behaviour.reads_response and (body or method == "DELETE"):
+            return Response(sent_all=sent_all)
+        return self._receive(connection, method, sent_all=sent_all)
 
-    def _listen(self, connection: socket.socket, method: str, *, sent_all: bool) -> Answer:
-        status, headers, received, whole = 0, dict[str, str](), bytearray(), False
+    def _receive(self, connection: socket.socket, method: str, *, sent_all: bool) -> Response:
+        status, headers, received, complete = 0, dict[str, str](), bytearray(), False
         response = HTTPResponse(connection, method=method)
         with response, suppress(ConnectionError, HTTPException):
             response.begin()
             status = response.status
             headers = {name.lower(): value for name, value in response.headers.items()}
-            for piece in self._pieces(response):
-                received += piece
-            whole = not response.length
-        return Answer(status, headers, bytes(received), whole, sent_all)
+            for chunk in self._chunks(response):
+                received += chunk
+            complete = not response.length
+        return Response(status, headers, bytes(received), complete, sent_all)
 
-    def _pieces(self, response: HTTPResponse) -> Iterator[bytes]:
-        left = response.length or 0
-        if not self._manner.listens:
-            left = self._cut(left)
-        while left and (piece := response.read1(min(left, PIECE))):
-            left -= len(piece)
-            yield piece
+    def _chunks(self, response: HTTPResponse) -> Iterator[bytes]:
+        remaining = response.length or 0
+        if not self._behaviour.reads_response:
+            remaining = self._stop_position(remaining)
+        while remaining and (chunk := response.read1(min(remaining, CHUNK_SIZE))):
+            remaining -= len(chunk)
+            yield chunk
             time.sleep(self._pause)
 
-    def _cut(self, size: int) -> int:
-        return int(size * self._manner.at)
+    def _stop_position(self, size: int) -> int:
+        return int(size * self._behaviour.stop_at)
 
     @property
     def _pause(self) -> float:
-        return 0.002 if self._manner.kind == "slow" else 0
+        return 0.002 if self._behaviour.kind == "slow" else 0

@@ -1,54 +1,55 @@
-"""A recording, fault-injecting HTTP proxy for the way between the service and its S3 store.
+"""An HTTP proxy between the service and its S3 store, which records requests and injects faults.
 
     with Proxy(store.endpoint_url) as proxy:
         proxy.faults.append(Fault("UploadPart", Respond(503, "SlowDown"), times=2))
-        ...  # whatever talks to proxy.url
+        ...  # send requests to proxy.url
         assert [r.status for r in proxy.requests] == [200, 503, 503, 200, 200]
 
-What no fault asks for goes through unchanged: heads as they came (`Host` is signed), informational
-answers (`Expect: 100-continue` waits for the store's word), bodies piece by piece at the pace of
-whoever reads them, and a disconnect on either side as a disconnect on the other. Every exchange
-has a connection of its own to the store, so none fails because an idle one was closed.
+Without a fault, everything passes unchanged. Heads are not modified, because `Host` is signed.
+Informational responses pass too: a request with `Expect: 100-continue` waits for the store's.
+Bodies pass chunk by chunk, as fast as their receiver reads. If one side disconnects, the proxy
+disconnects from the other. Each exchange opens its own connection to the store, so that no
+exchange fails because the store closed an idle connection.
 
-The loop runs in a thread of its own. `faults` and `requests` are plain lists: append, clear and
+The event loop runs in its own thread. `faults` and `requests` are plain lists: append, clear and
 iterate from any thread.
 """
 
-from tests.support.proxy.exchange import CHUNK, Exchange
+from tests.support.proxy.exchange import CHUNK_SIZE, Exchange
 from tests.support.proxy.faults import (
     Action,
     AddRange,
     Delay,
-    Drip,
+    DropResponse,
     Fault,
     IgnoreRange,
+    PauseRequest,
     Reset,
     ResetRequest,
     Respond,
     Stall,
-    Swallow,
+    Throttle,
     Truncate,
-    Withhold,
 )
 from tests.support.proxy.operations import operation_name
 from tests.support.proxy.server import Proxy
 
 __all__ = [
-    "CHUNK",
+    "CHUNK_SIZE",
     "Action",
     "AddRange",
     "Delay",
-    "Drip",
+    "DropResponse",
     "Exchange",
     "Fault",
     "IgnoreRange",
+    "PauseRequest",
     "Proxy",
     "Reset",
     "ResetRequest",
     "Respond",
     "Stall",
-    "Swallow",
+    "Throttle",
     "Truncate",
-    "Withhold",
     "operation_name",
 ]

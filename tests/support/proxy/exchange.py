@@ -1,4 +1,4 @@
-"""One request and its answer on their way through the proxy."""
+"""One request and its response on their way through the proxy."""
 
 import asyncio
 import math
@@ -8,14 +8,22 @@ from dataclasses import dataclass
 
 import h11
 
-from tests.support.proxy.faults import Action, Drip, Reset, Stall, Swallow, Truncate, Withhold
+from tests.support.proxy.faults import (
+    Action,
+    DropResponse,
+    PauseRequest,
+    Reset,
+    Stall,
+    Throttle,
+    Truncate,
+)
 
-CHUNK = 64 * 1024
+CHUNK_SIZE = 64 * 1024
 
 
 @dataclass
 class Exchange:
-    """One request and what came of it; up to date before the bytes it counts are on the wire."""
+    """The record of a request and its response. It is updated before bytes are sent on."""
 
     operation: str
     method: str
@@ -23,12 +31,12 @@ class Exchange:
     headers: dict[str, str]  # of the request, names in lower case
     status: int | None = None  # as sent to the client
     received: int = 0  # bytes of the request's body
-    sent: int = 0  # bytes of the answer's body
-    completed: bool = False  # the whole answer went to the client
+    sent: int = 0  # bytes of the response's body
+    completed: bool = False  # the client was sent the complete response
 
 
 class Peer:
-    """One side of an exchange: h11's state machine on a stream."""
+    """One side of an exchange: h11's state machine and a stream."""
 
     def __init__(
         self,
@@ -39,36 +47,36 @@ class Peer:
         self.h11 = h11.Connection(role)
         self._reader = reader
         self._writer = writer
-        # What is drained is then in the kernel's hands: one side's back-pressure is the other's.
+        # Buffer nothing here, so that back-pressure from one side reaches the other.
         writer.transport.set_write_buffer_limits(high=0)
 
     def poll(self) -> h11.Event | None:
-        """The next event, if all of it is here."""
+        """Return the next event if it has been received completely."""
         event = self.h11.next_event()
         return event if isinstance(event, h11.Event) else None
 
     async def receive(self) -> h11.Event:
         while (event := self.poll()) is None:
-            self.h11.receive_data(await self._reader.read(CHUNK))
+            self.h11.receive_data(await self._reader.read(CHUNK_SIZE))
         return event
 
     async def send(self, event: h11.Event) -> None:
         self._writer.write(self.h11.send(event) or b"")
         await self._writer.drain()
 
-    async def watch(self) -> None:
-        """Raises EOFError or OSError once the other side has gone; never returns.
+    async def wait_for_disconnect(self) -> None:
+        """Raise EOFError or OSError when the peer disconnects. Never return.
 
-        What comes meanwhile is kept; after 64 KiB of that, it no longer looks.
+        Data that arrives meanwhile is kept. After 64 KiB of it, a disconnect is not noticed.
         """
-        self.h11.receive_data(await self._reader.readexactly(CHUNK))
+        self.h11.receive_data(await self._reader.readexactly(CHUNK_SIZE))
         await asyncio.Event().wait()
 
     def close(self) -> None:
         self._writer.close()
 
     def reset(self) -> None:
-        """Sends RST instead of FIN; without effect once closed."""
+        """Close with RST instead of FIN. Without effect if the connection is closed already."""
         if not self._writer.is_closing():
             connection = self._writer.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -82,12 +90,12 @@ async def drop_request(client: Peer, exchange: Exchange, limit: float = math.inf
         exchange.received += len(event.data)
 
 
-async def take_late(client: Peer, action: Withhold) -> None:
+async def read_after_pause(client: Peer, action: PauseRequest) -> None:
     try:
-        while not action.told.is_set():  # noqa: ASYNC110 - it is set by another thread
+        while not action.resume.is_set():  # noqa: ASYNC110 - another thread sets it
             await asyncio.sleep(0.02)
         while isinstance(event := await client.receive(), h11.Data):
-            action.taken.extend(event.data)
+            action.received.extend(event.data)
     finally:
         action.ended.set()
 
@@ -105,72 +113,74 @@ async def respond(client: Peer, exchange: Exchange, status: int, code: str) -> N
 async def forward_request(
     client: Peer, store: Peer, exchange: Exchange, read: asyncio.Event
 ) -> None:
-    """Forwards the body, then watches for the client to go."""
-    refused = False
+    """Forward the request's body. Then wait until the client disconnects."""
+    store_closed = False
     while not read.is_set():
         event = await client.receive()
         if isinstance(event, h11.Data):
             exchange.received += len(event.data)
-        if not refused:
+        if not store_closed:
             try:
                 await store.send(event)
             except OSError:
-                refused = True  # It has answered; but some clients look only after sending all.
+                # The store has responded already. Read on, because some clients do not read the
+                # response before they have sent everything.
+                store_closed = True
         if isinstance(event, h11.EndOfMessage):
             read.set()
-    await client.watch()
+    await client.wait_for_disconnect()
 
 
-def _paced(action: Action | None, sent: int, data: bytes) -> list[tuple[float, bytes]]:
-    """The next bytes of a body as the action lets them go: each piece after a wait in seconds."""
+def _schedule(action: Action | None, sent: int, data: bytes) -> list[tuple[float, bytes]]:
+    """Split the next bytes of a body as the action requires. Each chunk has a wait in seconds."""
     match action:
         case Reset(after) | Truncate(after):
             return [(0, data[: after - sent])]
         case Stall(seconds, after) if sent <= after < sent + len(data):
             return [(0, data[: after - sent]), (seconds, data[after - sent :])]
-        case Drip(rate):
+        case Throttle(rate):
             step = max(1, rate // 20)
-            pieces = (data[i : i + step] for i in range(0, len(data), step))
-            return [(len(piece) / rate, piece) for piece in pieces]
+            chunks = (data[i : i + step] for i in range(0, len(data), step))
+            return [(len(chunk) / rate, chunk) for chunk in chunks]
     return [(0, data)]
 
 
-def _again(head: h11.Response | h11.InformationalResponse) -> h11.Event:
-    """The same head to send on, whatever version of HTTP it came in."""
+def _copy_head(head: h11.Response | h11.InformationalResponse) -> h11.Event:
+    """Copy a head to send it on. h11 sends HTTP/1.1 only, whatever version the head came in."""
     headers = head.headers.raw_items()
     return type(head)(status_code=head.status_code, headers=headers, reason=head.reason)
 
 
-async def forward_answer(
+async def forward_response(
     store: Peer, client: Peer, exchange: Exchange, action: Action | None
 ) -> None:
     limit = action.after_bytes if isinstance(action, Reset | Truncate) else math.inf
     event: h11.Event | None = None
-    ahead: h11.Event | None = None
+    next_event: h11.Event | None = None
     while not isinstance(event, h11.EndOfMessage) and (
         exchange.status is None or exchange.sent < limit
     ):
-        event = ahead or await store.receive()
-        # Only the event after the last byte's tells that it was the last. The record has to tell
-        # before that byte goes out, since the client may look there at once.
-        ahead = None if isinstance(event, h11.EndOfMessage) else store.poll()
-        whole = isinstance(ahead, h11.EndOfMessage) and limit == math.inf
+        event = next_event or await store.receive()
+        # Only the event after the last bytes shows that they were the last. The record has to show
+        # this before the bytes are sent, because a test may check it as soon as it has them.
+        next_event = None if isinstance(event, h11.EndOfMessage) else store.poll()
+        is_last = isinstance(next_event, h11.EndOfMessage) and limit == math.inf
         match event:
             case h11.InformationalResponse():
-                await client.send(_again(event))
-            case _ if isinstance(action, Swallow):
+                await client.send(_copy_head(event))
+            case _ if isinstance(action, DropResponse):
                 pass
             case h11.Response():
-                exchange.status, exchange.completed = event.status_code, whole
-                await client.send(_again(event))
+                exchange.status, exchange.completed = event.status_code, is_last
+                await client.send(_copy_head(event))
             case h11.Data():
-                pieces = _paced(action, exchange.sent, event.data)
-                while pieces:
-                    wait, piece = pieces.pop(0)
+                chunks = _schedule(action, exchange.sent, event.data)
+                while chunks:
+                    wait, chunk = chunks.pop(0)
                     await asyncio.sleep(wait)
-                    exchange.sent += len(piece)
-                    exchange.completed = whole and not pieces
-                    await client.send(h11.Data(piece))
+                    exchange.sent += len(chunk)
+                    exchange.completed = is_last and not chunks
+                    await client.send(h11.Data(chunk))
             case h11.EndOfMessage() if limit == math.inf:
                 await client.send(event)
     if isinstance(action, Reset):

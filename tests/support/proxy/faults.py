@@ -1,4 +1,4 @@
-"""What the proxy can be told to do, and when it does so."""
+"""What the proxy can do to a request or its response, and when."""
 
 from dataclasses import dataclass, field
 from threading import Event
@@ -6,7 +6,7 @@ from threading import Event
 
 @dataclass(frozen=True)
 class Respond:
-    """Reads and drops the request, then answers an S3 error; the store is not asked."""
+    """Reads the request, then responds with an S3 error. The store does not get the request."""
 
     status: int = 503
     code: str = "SlowDown"
@@ -14,16 +14,19 @@ class Respond:
 
 @dataclass(frozen=True)
 class ResetRequest:
-    """Resets once so much of the request's body has come, or all; the store is not asked."""
+    """Resets the connection after so many bytes of the request's body, or at its end.
+
+    The store does not get the request.
+    """
 
     after_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Reset:
-    """Resets after so much of the answer's body, or all of a shorter one.
+    """Resets the connection after so many bytes of the response's body, or at its end.
 
-    Of what was sent, the client may still lose what it has not read.
+    The client may lose bytes that it has received but not read.
     """
 
     after_bytes: int = 0
@@ -31,36 +34,36 @@ class Reset:
 
 @dataclass(frozen=True)
 class Truncate:
-    """Closes cleanly (FIN) after exactly so much of the answer's body, or all of a shorter one."""
+    """Closes the connection (FIN) after so many bytes of the response's body, or at its end."""
 
     after_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Stall:
-    """Sends nothing for a while after so much of the answer's body, if it is longer than that."""
+    """Pauses after so many bytes of the response's body, if it is longer."""
 
     seconds: float
     after_bytes: int = 0
 
 
 @dataclass(frozen=True)
-class Drip:
-    """Sends the answer's body slowly."""
+class Throttle:
+    """Sends the response's body slowly."""
 
     bytes_per_second: int
 
 
 @dataclass(frozen=True)
 class Delay:
-    """Forwards the request only after a while."""
+    """Waits before it forwards the request."""
 
     seconds: float
 
 
 @dataclass(frozen=True)
-class Swallow:
-    """Lets the store act, drops its answer and closes."""
+class DropResponse:
+    """Forwards the request, drops the response, and closes the connection."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +79,14 @@ class AddRange:
 
 
 @dataclass(frozen=True, eq=False)
-class Withhold:
-    """Reads none of the request's body until it is `told`, then what comes; the store is not asked.
+class PauseRequest:
+    """Reads nothing of the request's body until `resume` is set. The store does not get it.
 
-    What came is `taken`, all of it once that has `ended`.
+    After that, the proxy reads the body into `received`, and sets `ended` at its end.
     """
 
-    told: Event = field(default_factory=Event)
-    taken: bytearray = field(default_factory=bytearray)
+    resume: Event = field(default_factory=Event)
+    received: bytearray = field(default_factory=bytearray)
     ended: Event = field(default_factory=Event)
 
 
@@ -93,21 +96,22 @@ Action = (
     | Reset
     | Truncate
     | Stall
-    | Drip
+    | Throttle
     | Delay
-    | Swallow
+    | DropResponse
     | IgnoreRange
     | AddRange
-    | Withhold
+    | PauseRequest
 )
 
 
 @dataclass
 class Fault:
-    """When to do what: the `after` first matching requests pass, then every `every`-th is struck.
+    """An action, and the requests to which it is applied.
 
-    `operation` None matches every request; `times` None never ends. Of several faults that are due
-    for a request the first one strikes, the others wait.
+    The first `after` matching requests pass. Then the action is applied to every `every`-th one,
+    `times` times, or without a limit if that is None. `operation` None matches every request. If
+    several faults are due for the same request, only the first one is injected. The others wait.
     """
 
     operation: str | None
@@ -116,12 +120,12 @@ class Fault:
     after: int = 0
     every: int = 1
     seen: int = field(default=0, init=False)
-    struck: int = field(default=0, init=False)
+    injected: int = field(default=0, init=False)
 
-    def due(self, operation: str) -> bool:
-        """Counts a request; true if it is one to strike."""
+    def count(self, operation: str) -> bool:
+        """Count a request. Return whether the fault is due for it."""
         if self.operation not in (None, operation):
             return False
         self.seen += 1
-        past = self.seen - self.after - 1
-        return past >= 0 and past % self.every == 0 and self.struck != self.times
+        index = self.seen - self.after - 1
+        return index >= 0 and index % self.every == 0 and self.injected != self.times

@@ -1,4 +1,4 @@
-"""The proxy itself: it listens, and looks up the fault of each request."""
+"""The proxy server: accepts connections and applies the faults to their requests."""
 
 import asyncio
 import socket
@@ -14,10 +14,10 @@ from tests.support.proxy.exchange import (
     Exchange,
     Peer,
     drop_request,
-    forward_answer,
     forward_request,
+    forward_response,
+    read_after_pause,
     respond,
-    take_late,
 )
 from tests.support.proxy.faults import (
     Action,
@@ -25,21 +25,21 @@ from tests.support.proxy.faults import (
     Delay,
     Fault,
     IgnoreRange,
+    PauseRequest,
     ResetRequest,
     Respond,
-    Withhold,
 )
 from tests.support.proxy.operations import operation_name
 
 
 class Proxy:
-    """Listens on a free loopback port while it is entered; leaves no thread and no socket.
+    """Listens on a free loopback port inside its block. Leaves no thread and no socket behind.
 
-    The kernel keeps `ahead` bytes for it that it has not read, or as many as it sees fit.
+    `receive_buffer` is the size of the kernel's receive buffers, by default the system's.
     """
 
-    def __init__(self, upstream_url: str, *, ahead: int | None = None) -> None:
-        self._ahead = ahead
+    def __init__(self, upstream_url: str, *, receive_buffer: int | None = None) -> None:
+        self._receive_buffer = receive_buffer
         upstream = urlsplit(upstream_url)
         self._upstream = upstream.hostname, upstream.port or 80
         self.faults: list[Fault] = []
@@ -48,15 +48,15 @@ class Proxy:
         self._server: asyncio.Server | None = None
 
     def __enter__(self) -> Self:
-        self._socket = _bound(0, self._ahead)
+        self._socket = _bound(0, self._receive_buffer)
         self._loop = asyncio.SelectorEventLoop()
         self._thread = Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
-        self.plug()
+        self.enable()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.unplug()
+        self.disable()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -68,28 +68,28 @@ class Proxy:
 
     @property
     def open_connections(self) -> int:
-        """How many clients are connected; it may lag behind a client that has just gone."""
+        """How many clients are connected. A client that has just disconnected may still count."""
         return len(self._connections)
 
-    def plug(self) -> None:
-        """Takes connections again, on the same port."""
-        self._run(self._plug())
+    def enable(self) -> None:
+        """Accept connections again, on the same port."""
+        self._run(self._enable())
 
-    def unplug(self) -> None:
-        """Resets all connections and refuses new ones."""
-        self._run(self._unplug())
+    def disable(self) -> None:
+        """Reset all connections and refuse new ones."""
+        self._run(self._disable())
 
-    def _run(self, change: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(change, self._loop).result(timeout=10)
+    def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=10)
 
-    async def _plug(self) -> None:
+    async def _enable(self) -> None:
         if self._server is None:
             self._server = await asyncio.start_server(self._accept, sock=self._socket)
 
-    async def _unplug(self) -> None:
+    async def _disable(self) -> None:
         if self._server is None:
             return
-        # asyncio leaks a connection if its server is closed while it is being accepted.
+        # asyncio leaks a connection if the server is closed while accepting it.
         self._loop.remove_reader(self._socket)
         while others := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in self._connections:
@@ -98,7 +98,7 @@ class Proxy:
         port = self._socket.getsockname()[1]
         self._server.close()
         self._server = None
-        self._socket = _bound(port, self._ahead)  # Nobody else gets the port meanwhile.
+        self._socket = _bound(port, self._receive_buffer)  # Keep the port.
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client = Peer(h11.SERVER, reader, writer)
@@ -113,10 +113,10 @@ class Proxy:
                 client.h11.start_next_cycle()
             client.close()
         except* (OSError, EOFError, h11.ProtocolError):
-            pass  # The connection is reset. What became of the exchange is on record.
+            pass  # The connection is reset. The exchange is already recorded.
 
     async def _exchange(self, client: Peer) -> bool:
-        """Serves one request; false if the connection is to be closed cleanly."""
+        """Serve one request. Return false if the connection should be closed cleanly."""
         request = await client.receive()
         if not isinstance(request, h11.Request):
             return False
@@ -124,7 +124,7 @@ class Proxy:
         headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
         exchange = Exchange(operation_name(method, target, headers), method, target, headers)
         self.requests.append(exchange)
-        action = self._strike(exchange.operation)
+        action = self._next_action(exchange.operation)
         match action:
             case Respond(status, code):
                 await drop_request(client, exchange)
@@ -135,28 +135,28 @@ class Proxy:
             case Delay(seconds):
                 with suppress(TimeoutError):
                     async with asyncio.timeout(seconds):
-                        await client.watch()
+                        await client.wait_for_disconnect()
                 await self._relay(request, client, exchange, None)
             case IgnoreRange():
-                kept = [header for header in request.headers if header[0] != b"range"]
-                request = h11.Request(method=method, target=target, headers=kept)
+                other_headers = [header for header in request.headers if header[0] != b"range"]
+                request = h11.Request(method=method, target=target, headers=other_headers)
                 await self._relay(request, client, exchange, None)
             case AddRange(value):
-                added = [*request.headers.raw_items(), (b"Range", value.encode())]
-                request = h11.Request(method=method, target=target, headers=added)
+                more_headers = [*request.headers.raw_items(), (b"Range", value.encode())]
+                request = h11.Request(method=method, target=target, headers=more_headers)
                 await self._relay(request, client, exchange, None)
-            case Withhold():
-                await take_late(client, action)
+            case PauseRequest():
+                await read_after_pause(client, action)
                 raise ConnectionResetError("injected")
             case _:
                 await self._relay(request, client, exchange, action)
         return client.h11.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}
 
-    def _strike(self, operation: str) -> Action | None:
-        due = [fault for fault in list(self.faults) if fault.due(operation)]
+    def _next_action(self, operation: str) -> Action | None:
+        due = [fault for fault in list(self.faults) if fault.count(operation)]
         if not due:
             return None
-        due[0].struck += 1
+        due[0].injected += 1
         return due[0].action
 
     async def _relay(
@@ -172,7 +172,7 @@ class Proxy:
                 read = asyncio.Event()
                 upload = group.create_task(forward_request(client, store, exchange, read))
                 try:
-                    await forward_answer(store, client, exchange, action)
+                    await forward_response(store, client, exchange, action)
                 except BaseException:
                     exchange.completed = False
                     raise
@@ -184,11 +184,11 @@ class Proxy:
             store.reset()
 
 
-def _bound(port: int, ahead: int | None) -> socket.socket:
-    """A socket that holds a loopback port without listening: connecting to it is refused."""
-    held = socket.socket()
-    if ahead is not None:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ahead)
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind(("127.0.0.1", port))
-    return held
+def _bound(port: int, receive_buffer: int | None) -> socket.socket:
+    """Return a socket that reserves a loopback port. Without listening, it refuses connections."""
+    reserved = socket.socket()
+    if receive_buffer is not None:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind(("127.0.0.1", port))
+    return reserved

@@ -1,4 +1,4 @@
-"""The service as a process of its own."""
+"""The service in a separate process."""
 
 import os
 import re
@@ -10,36 +10,38 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.key_leaks import LEAKS
+from tests.support.key_leaks import LEAK_DETECTOR
 from tests.support.stores import Store
 from tests.support.stores.access import aws_environment
 
-SERVE = [sys.executable, "-m", "service"]
-
+SERVICE_COMMAND = [sys.executable, "-m", "service"]
 
 NO_CERTIFICATES = {"SSL_CERT_FILE": os.devnull}
-"""For a process that speaks no TLS: to read the certificates takes a seventh of its start."""
+"""For a process that does not use TLS: reading the certificates takes a seventh of its startup."""
 
-TRACED = {name: value for name, value in os.environ.items() if name.startswith("COV")}
-"""For a process that coverage shall see. It starts in twice the time, so only where it adds any."""
+COVERAGE_VARIABLES = {name: value for name, value in os.environ.items() if name.startswith("COV")}
+"""For a process whose coverage counts. Measuring doubles its startup time, so few tests do it."""
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return {**kept, **variables}
+    """Return these variables, and only PATH and HOME from this process's own environment."""
+    inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    return {**inherited, **variables}
 
 
-def said(line: str) -> None:
-    """Pass on what a service says, but for what it says of every request."""
+def echo_problems(line: str) -> None:
+    """Print a line that a service logged, unless its level is debug or info."""
     if not re.search('"level": "(debug|info)"', line):
         sys.stderr.write(line)
 
 
 @contextmanager
-def serving(*arguments: str, **variables: str) -> Iterator[tuple[str, subprocess.Popen[str], str]]:
-    """Yield a service process's URL, the process, and what it printed until it was ready."""
+def service_process(
+    *arguments: str, **variables: str
+) -> Iterator[tuple[str, subprocess.Popen[str], str]]:
+    """Start a service. Yield its URL, the process, and what it printed until it was ready."""
     process = subprocess.Popen(
-        [*SERVE, *arguments],
+        [*SERVICE_COMMAND, *arguments],
         env=clean_environment(
             HISTORY_PORT="0", HISTORY_LOG_LEVEL="debug", **NO_CERTIFICATES, **variables
         ),
@@ -48,7 +50,7 @@ def serving(*arguments: str, **variables: str) -> Iterator[tuple[str, subprocess
         text=True,
     )
     assert process.stderr is not None
-    with process, LEAKS.reading(process.stderr, said):
+    with process, LEAK_DETECTOR.search_output(process.stderr, echo_problems):
         try:
             url, banner = read_banner(process)
             yield url, process, banner
@@ -57,33 +59,33 @@ def serving(*arguments: str, **variables: str) -> Iterator[tuple[str, subprocess
 
 
 def read_banner(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """Read what a service prints until it is ready; its URL, and all of that."""
+    """Read what a service prints until it is ready. Return its URL and the printed text."""
     assert process.stdout is not None
     banner = ""
     while not (ready := re.search(r"--output .*?(http://localhost:\d+)", banner)):
         line = process.stdout.readline()
-        assert line, f"it ended with {process.wait()}: {banner}"
+        assert line, f"the service ended with {process.wait()}: {banner}"
         banner += line
     return ready[1], banner
 
 
 @contextmanager
-def serving_bucket(
+def service_process_for(
     store: Store, bucket: str, endpoint_url: str | None = None, **settings: str
 ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """Yield the URL and the process of a service in front of a bucket that is there."""
+    """Start a service for an existing bucket. Yield its URL and the process."""
     with (
         aws_environment(store, endpoint_url) as variables,
-        serving(HISTORY_BUCKET=bucket, **settings, **variables) as (url, process, _),
+        service_process(HISTORY_BUCKET=bucket, **settings, **variables) as (url, process, _),
     ):
         yield url, process
 
 
-def memory(pid: int, name: str) -> int:
-    """Return so many bytes of a process's memory, by their name in /proc/PID/status."""
+def process_memory(pid: int, name: str) -> int:
+    """Return a process's memory in bytes. The name is a field of /proc/PID/status."""
     status = Path(f"/proc/{pid}/status")
     if not status.exists():
-        pytest.skip("this system does not tell a process's memory: run it on Linux")
-    found = re.search(rf"{name}:\s+(\d+) kB", status.read_text())
-    assert found is not None
-    return int(found[1]) << 10
+        pytest.skip("this system does not report a process's memory: run the test on Linux")
+    match = re.search(rf"{name}:\s+(\d+) kB", status.read_text())
+    assert match is not None
+    return int(match[1]) << 10

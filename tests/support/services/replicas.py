@@ -1,4 +1,4 @@
-"""Replicas of the service as processes, and any process that shall not outlive this one."""
+"""Replicas of the service as processes that end together with this process."""
 
 import signal
 import subprocess
@@ -9,26 +9,26 @@ from typing import IO
 
 from tests.support import stores
 from tests.support.repository import ROOT
-from tests.support.stores.daemons import ends_with_parent
+from tests.support.stores.daemons import parent_death_signal
 
-SERVICE = [sys.executable, "-m", "service"]
+SERVICE_COMMAND = [sys.executable, "-m", "service"]
 
-STARTUP = 30
-"""Seconds that a process has to answer."""
+STARTUP_TIMEOUT = 30
+"""Seconds in which a process has to respond to requests."""
 
-PATIENCE = 60
-"""Seconds that a process has to end: more than any drain of nginx or a replica takes."""
+SHUTDOWN_TIMEOUT = 60
+"""Seconds in which a process has to end. The drain of nginx or a replica is always shorter."""
 
 Output = IO[bytes] | None
-"""Where processes log to: `None` is this one's own output."""
+"""Where processes write their logs: `None` is the output of this process."""
 
 
-class Failed(Exception):
-    """The running_stack does not run; the message says why, in one line."""
+class StackFailed(Exception):
+    """The stack did not start, or one of its processes ended. The message says why, in one line."""
 
 
 class Process:
-    """A process that does not outlive this one, and can be started again."""
+    """A process that ends together with this process, and can be started again."""
 
     def __init__(
         self, name: str, command: Sequence[object], environment: Mapping[str, str], output: Output
@@ -42,15 +42,15 @@ class Process:
 
     def start(self) -> None:
         self._running = subprocess.Popen(
-            # Even SIGKILL for this one then leaves none behind, nor nginx, told so softly, its
-            # workers.
-            [*ends_with_parent("TERM"), *self._command],
+            # The signal ends the process even if this process gets SIGKILL. It is SIGTERM, so
+            # that nginx ends its workers too.
+            [*parent_death_signal("TERM"), *self._command],
             cwd=ROOT,
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=self.stdout,
             stderr=self._output,
-            start_new_session=True,  # Ctrl-C is for this one; it ends what it started.
+            start_new_session=True,  # Ctrl-C ends this process, which then ends its children.
         )
 
     @property
@@ -59,19 +59,19 @@ class Process:
         return self._running.pid
 
     @property
-    def code(self) -> int | None:
-        """Its exit code, once it has ended."""
+    def exit_code(self) -> int | None:
+        """The exit code, or `None` while the process runs or before it is started."""
         return None if self._running is None else self._running.poll()
 
-    def send(self, number: signal.Signals) -> None:
-        if self._running is not None and self.code is None:
+    def send_signal(self, number: signal.Signals) -> None:
+        if self._running is not None and self.exit_code is None:
             self._running.send_signal(number)
 
-    def wait(self, seconds: float = PATIENCE) -> int:
-        """Its exit code; after so many seconds it is killed."""
+    def wait(self, timeout: float = SHUTDOWN_TIMEOUT) -> int:
+        """Wait until the process ends. Kill it after `timeout` seconds. Return the exit code."""
         assert self._running is not None
         try:
-            return self._running.wait(seconds)
+            return self._running.wait(timeout)
         except subprocess.TimeoutExpired:
             self.kill()
             return self._running.wait()
@@ -81,14 +81,14 @@ class Process:
             self._running.kill()
             self._running.wait()
 
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Poll, while it lives."""
-        deadline = time.monotonic() + STARTUP
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Poll until the condition is true. Raises `StackFailed` if the process ends before."""
+        deadline = time.monotonic() + STARTUP_TIMEOUT
         while not condition():
-            if self.code is not None:
-                raise Failed(f"{self.name} ended with {self.code}.")
+            if self.exit_code is not None:
+                raise StackFailed(f"{self.name} ended with {self.exit_code}.")
             if time.monotonic() > deadline:
-                raise Failed(f"{self.name} does not answer.")
+                raise StackFailed(f"{self.name} does not respond.")
             time.sleep(0.05)
 
 
@@ -99,10 +99,10 @@ class Replica(Process):
         self, name: str, port: int, environment: Mapping[str, str], output: Output
     ) -> None:
         variables = {"HISTORY_HOST": "127.0.0.1", "HISTORY_PORT": str(port)}
-        super().__init__(name, SERVICE, {**environment, **variables}, output)
-        self.stdout = subprocess.DEVNULL  # There it invites everybody to come past nginx.
+        super().__init__(name, SERVICE_COMMAND, {**environment, **variables}, output)
+        self.stdout = subprocess.DEVNULL  # Its banner names a URL that bypasses nginx.
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
 
-    def ready(self) -> None:
-        self.until(lambda: stores.answers(self.port, "/readyz"))
+    def wait_until_ready(self) -> None:
+        self.wait_until(lambda: stores.responds_ok(self.port, "/readyz"))

@@ -1,4 +1,4 @@
-"""The service in a thread of this process, on a free port, in front of a real S3 server."""
+"""The service in a thread of this process, on a free port, with a real S3 server."""
 
 import asyncio
 import re
@@ -13,33 +13,33 @@ import httpx
 
 from service.app import create_app
 from service.drain import Drain
-from service.http.server import server
 from service.http.server.listener import listen
+from service.http.server.server import Server
 from service.s3 import bucket
 from service.s3.client import connect
 from service.settings import Settings
-from tests.support.key_leaks import LEAKS
+from tests.support.key_leaks import LEAK_DETECTOR
 from tests.support.stores import Store
 from tests.support.stores.access import aws_environment
 from tests.support.stores.buckets import multipart_upload_keys, new_bucket, object_keys
 
 SMALL_PART = 5 << 20
-"""S3 takes none smaller: most tests use it, as it is quicker to fill than the default."""
+"""The smallest part size that S3 accepts. Most tests use it, because it is the fastest to fill."""
 
 
 @dataclass
 class Service:
-    """A running service, and eyes to see what it did to its bucket."""
+    """A running service, with methods to send requests to it and to inspect its bucket."""
 
     url: str
     bucket: str
     prefix: str
     http: httpx.Client = field(repr=False)
     s3: Any = field(repr=False)
-    running: server.Server = field(repr=False)
+    server: Server = field(repr=False)
 
-    def many(self) -> httpx.AsyncClient:
-        """A client of as many connections as are wanted."""
+    def async_client(self) -> httpx.AsyncClient:
+        """Return a client without a limit on its connections."""
         limits = httpx.Limits(max_connections=None)
         return httpx.AsyncClient(
             base_url=self.url, timeout=280, trust_env=False, verify=False, limits=limits
@@ -47,9 +47,9 @@ class Service:
 
     def upload(self, content: bytes, hmac: str | None = None) -> str:
         headers = {} if hmac is None else {"X-HMAC": hmac}
-        answer = self.http.post("/upload", content=content, headers=headers)
-        assert answer.status_code == 200, answer.text
-        return answer.text
+        response = self.http.post("/upload", content=content, headers=headers)
+        assert response.status_code == 200, response.text
+        return response.text
 
     def fetch(self, bundle_id: str, proof: Mapping[str, str] | None = None) -> httpx.Response:
         return self.http.get(f"/files/{bundle_id}", headers=proof)
@@ -58,26 +58,26 @@ class Service:
         return self.http.head(f"/files/{bundle_id}", headers=proof)
 
     def metrics(self) -> dict[str, float]:
-        """Return every sample that the service exposes, by its name with labels."""
-        answer = self.http.get("/metrics")
-        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-        samples = re.findall(r"^(history_\S+) (\S+)$", answer.text, re.MULTILINE)
+        """Return the value of every metric, by its name with its labels."""
+        response = self.http.get("/metrics")
+        assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        samples = re.findall(r"^(history_\S+) (\S+)$", response.text, re.MULTILINE)
         return {name: float(value) for name, value in samples}
 
     def objects(self) -> list[str]:
         return object_keys(self.s3, self.bucket)
 
-    def clear(self) -> None:
+    def delete_objects(self) -> None:
         for key in self.objects():
             self.s3.delete_object(Bucket=self.bucket, Key=key)
 
     def multipart_uploads(self) -> list[str]:
         return multipart_upload_keys(self.s3, self.bucket)
 
-    def abort_all(self) -> None:
-        for found in self.s3.list_multipart_uploads(Bucket=self.bucket).get("Uploads", []):
+    def abort_multipart_uploads(self) -> None:
+        for upload in self.s3.list_multipart_uploads(Bucket=self.bucket).get("Uploads", []):
             self.s3.abort_multipart_upload(
-                Bucket=self.bucket, Key=found["Key"], UploadId=found["UploadId"]
+                Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
             )
 
     def tags(self, bundle_id: str) -> dict[str, str]:
@@ -85,18 +85,18 @@ class Service:
         return {tag["Key"]: tag["Value"] for tag in tagging["TagSet"]}
 
     def put_tags(self, bundle_id: str, tags: Mapping[str, str]) -> None:
-        where = {"Bucket": self.bucket, "Key": f"{self.prefix}{bundle_id}"}
+        location = {"Bucket": self.bucket, "Key": f"{self.prefix}{bundle_id}"}
         if not tags:
-            self.s3.delete_object_tagging(**where)
+            self.s3.delete_object_tagging(**location)
             return
         tag_set = [{"Key": name, "Value": value} for name, value in tags.items()]
-        self.s3.put_object_tagging(**where, Tagging={"TagSet": tag_set})
+        self.s3.put_object_tagging(**location, Tagging={"TagSet": tag_set})
 
 
-class Serve(Protocol):
-    """Start a service in a bucket of its own, or a given one.
+class StartService(Protocol):
+    """Start a service with a new bucket, or with the one in the settings.
 
-    Settings go by their names without HISTORY_; `endpoint_url` is another way to the store.
+    Settings have their names without HISTORY_. `endpoint_url` may be that of a proxy to the store.
     """
 
     def __call__(
@@ -108,8 +108,8 @@ class Serve(Protocol):
     ) -> Service: ...
 
 
-def make_bucket(store: Store, settings: Settings) -> list[str]:
-    """Do what `init-bucket` does."""
+def init_bucket(store: Store, settings: Settings) -> list[str]:
+    """Do what the command `init-bucket` does. Return the lines that it prints."""
 
     async def prepare() -> list[str]:
         async with connect(settings.region) as client:
@@ -134,7 +134,7 @@ def running_service(
     clock: Callable[[], float] | None = None,
     **settings: Any,
 ) -> Iterator[Service]:
-    """The service itself, in a thread of this process, in a new bucket unless one is given."""
+    """Run a service in a thread, with a new bucket unless the settings name one."""
     if "bucket" not in settings:
         settings["bucket"] = new_bucket(s3)
     config = Settings(**settings)
@@ -142,7 +142,7 @@ def running_service(
     app = create_app(config, drain=drain, clock=clock or time.time)
     started = threading.Event()
     with listen("127.0.0.1", 0) as listener:
-        running = server.Server(
+        server = Server(
             app,
             listener,
             drain,
@@ -151,19 +151,24 @@ def running_service(
             read_timeout=config.read_timeout,
             ready=started.set,
         )
-        thread = threading.Thread(target=running.run)
+        thread = threading.Thread(target=server.run)
         with aws_environment(store, endpoint_url):
             thread.start()
             assert started.wait(20)
         port = listener.getsockname()[1]
         url = f"http://127.0.0.1:{port}"
         try:
-            # It reads no certificates, which would take longer than the service's own start.
+            # The client does not verify TLS: reading the certificates would take longer than the
+            # start of the service.
             with httpx.Client(
-                base_url=url, timeout=60, trust_env=False, verify=False, event_hooks=LEAKS.hooks
+                base_url=url,
+                timeout=60,
+                trust_env=False,
+                verify=False,
+                event_hooks=LEAK_DETECTOR.httpx_hooks,
             ) as http:
-                yield Service(url, config.bucket, config.prefix, http, s3, running)
+                yield Service(url, config.bucket, config.prefix, http, s3, server)
         finally:
-            running.should_exit = True
+            server.should_exit = True
             thread.join(30)
             assert not thread.is_alive()

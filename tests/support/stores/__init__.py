@@ -1,25 +1,25 @@
-"""The S3 servers that tests can run against. None needs Docker, all keep to loopback.
+"""The S3 servers that tests can run against. None needs Docker, and all listen only on loopback.
 
-Each runs until its block ends, on ports and in a directory of its own, so that several can run at
-once. moto comes with the test requirements; the others raise `NotInstalled` where they are missing.
+Each is a context manager and has its own ports and directory, so several can run at once. moto is
+in the test requirements. The others raise `NotInstalled` if they are missing.
 """
 
-from tests.support.stores.ceph_cluster import ceph, hasty_ceph
-from tests.support.stores.daemons import answers, free_ports
+from tests.support.stores.ceph_cluster import ceph, ceph_with_short_days
+from tests.support.stores.daemons import free_ports, responds_ok
 from tests.support.stores.servers import localstack, localstack_python, ministack, moto
-from tests.support.stores.store import NotInstalled, Store, from_environment, unreachable
+from tests.support.stores.store import NotInstalled, Store, connection_problem, from_environment
 
 __all__ = [
     "NotInstalled",
     "Store",
-    "answers",
     "ceph",
+    "ceph_with_short_days",
+    "connection_problem",
     "free_ports",
     "from_environment",
-    "hasty_ceph",
     "localstack",
     "localstack_python",
     "ministack",
     "moto",
-    "unreachable",
+    "responds_ok",
 ]

@@ -1,9 +1,9 @@
-"""Say whether the store that AWS_ENDPOINT_URL_S3 names can be reached."""
+"""Check that the store in AWS_ENDPOINT_URL_S3 can be reached. Without the variable, do nothing."""
 
 import sys
 
-from tests.support.stores.store import from_environment, unreachable
+from tests.support.stores.store import connection_problem, from_environment
 
 if __name__ == "__main__":
-    chosen = from_environment()
-    sys.exit(unreachable(chosen) if chosen else None)
+    store = from_environment()
+    sys.exit(connection_problem(store) if store else None)

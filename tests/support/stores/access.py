@@ -1,4 +1,4 @@
-"""How a service or a test gets at a store."""
+"""Clients of a store, and the environment variables with which a service uses it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from tests.support.stores import Store
 
 
 def aws_client(store: Store, name: str, config: Config | None = None) -> Any:
-    """Return boto3's client of an AWS service that this store, such as moto, has."""
+    """Return a boto3 client for an AWS service. Some stores, such as moto, have more than S3."""
     return boto3.client(
         name,
         endpoint_url=store.endpoint_url,
@@ -24,13 +24,13 @@ def aws_client(store: Store, name: str, config: Config | None = None) -> Any:
 
 
 def s3_client(store: Store) -> Any:
-    """A client of another make than the service's, to look behind it."""
+    """Return a client to inspect what the service stored. The service uses another S3 library."""
     return aws_client(store, "s3", Config(request_checksum_calculation="when_required"))
 
 
 @contextmanager
 def aws_environment(store: Store, endpoint_url: str | None = None) -> Iterator[dict[str, str]]:
-    """The variables through which a service finds its store, in this process for a while."""
+    """Set the variables with which a service uses this store, in this process. Yield them."""
     variables = {
         "AWS_ENDPOINT_URL_S3": endpoint_url or store.endpoint_url,
         "AWS_ACCESS_KEY_ID": store.access_key,

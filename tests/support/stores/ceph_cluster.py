@@ -1,11 +1,11 @@
-"""Ceph's RADOS gateway, with the smallest cluster that there is."""
+"""Ceph's RADOS gateway, with the smallest possible cluster."""
 
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from uuid import uuid4
 
-from tests.support.stores.daemons import Daemons, answers, free_ports
+from tests.support.stores.daemons import Daemons, free_ports, responds_ok
 from tests.support.stores.store import NotInstalled, Store
 
 CEPH_COMMANDS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
@@ -13,9 +13,10 @@ CEPH_COMMANDS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "rados
 
 @contextmanager
 def ceph(lifecycle_day_seconds: int = -1) -> Iterator[Store]:
-    """Ceph's RADOS gateway on a cluster of one monitor and one OSD, in memory.
+    """Start Ceph's RADOS gateway on a cluster of one monitor and one OSD, in memory.
 
-    A day of its lifecycle rules takes `lifecycle_day_seconds`, if positive: objects really expire.
+    If `lifecycle_day_seconds` is positive, lifecycle rules count that many seconds as a day, so
+    that tests can wait until objects expire.
     """
     if not all(map(shutil.which, CEPH_COMMANDS)):
         raise NotInstalled(
@@ -52,15 +53,15 @@ def ceph(lifecycle_day_seconds: int = -1) -> Iterator[Store]:
         daemons.start("ceph-osd", "-f", "-i", 0)
         store = Store("ceph", f"http://127.0.0.1:{gateway}", "test", "testsecret")
         keys = ("--access-key", store.access_key, "--secret", store.secret_key)
-        # This waits for the OSD to come up, and makes the pools.
+        # This waits until the OSD is up, and creates the pools.
         daemons.run("radosgw-admin", "user", "create", "--uid=test", "--display-name=test", *keys)
         daemons.start("radosgw", "-f", "-n", "client.rgw.a")
-        daemons.wait_for(lambda: answers(gateway, "/"))
+        daemons.wait_until(lambda: responds_ok(gateway, "/"))
         yield store
 
 
-def hasty_ceph() -> AbstractContextManager[Store]:
-    """A Ceph whose lifecycle takes two seconds for a day."""
+def ceph_with_short_days() -> AbstractContextManager[Store]:
+    """Start a Ceph whose lifecycle rules count two seconds as a day."""
     return ceph(lifecycle_day_seconds=2)
 
 
@@ -103,11 +104,11 @@ ms_mon_client_mode = crc
 rgw_data = {home}/rgw
 rgw_frontends = beast endpoint=127.0.0.1:{gateway}
 rgw_lc_debug_interval = {day}
-# Who asks for an OSD before it is up asks again after this; else after five seconds.
+# How often a request for an OSD that is not up yet is retried. The default is five seconds.
 objecter_tick_interval = 0.1
 rgw_rados_pool_pg_num_min = 8
 rgw_run_sync_thread = false
 rgw_gc_obj_min_wait = 5
 rgw_gc_processor_period = 5
 """
-"""No keys, as it keeps to loopback; one copy of everything; no waits that only a cluster needs."""
+"""No authentication, because it listens only on loopback. One copy of all data. Short waits."""

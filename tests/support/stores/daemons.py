@@ -1,4 +1,4 @@
-"""Processes that are gone at the end, and ports for them."""
+"""Processes that are stopped at the end of a block, and free ports for them."""
 
 import os
 import random
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Literal, Self
 
 
-def ends_with_parent(signal: Literal["KILL", "TERM"]) -> list[str]:
-    """Return what to put before a command, so that it gets this signal when its parent has ended.
+def parent_death_signal(signal: Literal["KILL", "TERM"]) -> list[str]:
+    """Return a prefix for a command. It makes the kernel send this signal when the parent ends.
 
-    The signal is bound to the thread that starts the process, so only the main thread, which ends
-    last, may ask for it.
+    The kernel sends the signal when the thread that started the process ends. So the prefix is
+    empty in all threads but the main thread, which ends last.
     """
     if shutil.which("setpriv") and threading.current_thread() is threading.main_thread():
         return ["setpriv", "--pdeathsig", signal, "--"]
@@ -26,14 +26,14 @@ def ends_with_parent(signal: Literal["KILL", "TERM"]) -> list[str]:
 
 
 class Daemons:
-    """A directory and processes that are gone after the block."""
+    """A temporary directory and processes, which are removed and stopped after the block."""
 
     def __enter__(self) -> Self:
         self._temporary = tempfile.TemporaryDirectory(prefix="store-", ignore_cleanup_errors=True)
         self.directory = Path(self._temporary.name)
         self._log = (self.directory / "output.log").open("wb")
         self._running: list[subprocess.Popen[bytes]] = []
-        # Nothing of this process's own environment: neither AWS keys, nor a Python path or a proxy.
+        # Not this process's own environment, which may have AWS keys, a Python path or a proxy.
         self.environment = {
             "PATH": os.environ["PATH"],
             "HOME": str(self.directory),
@@ -42,7 +42,7 @@ class Daemons:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in reversed(self._running):  # Each still has those it depends on.
+        for process in reversed(self._running):  # A process stops before those that it depends on.
             process.terminate()
             try:
                 process.wait(10)
@@ -53,8 +53,8 @@ class Daemons:
         self._temporary.cleanup()
 
     def run(self, *command: object) -> None:
-        """Runs a command to its end."""
-        done = subprocess.run(
+        """Run a command to its end."""
+        completed = subprocess.run(
             list(map(str, command)),
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -63,40 +63,41 @@ class Daemons:
             timeout=60,
             check=False,
         )
-        if done.returncode:
+        if completed.returncode:
             raise self._failure(f"{command[0]} failed")
 
-    def start(self, *command: object, keep: tuple[int, ...] = ()) -> None:
-        """Starts a process that stays in the foreground; it inherits the descriptors to `keep`."""
+    def start(self, *command: object, pass_fds: tuple[int, ...] = ()) -> None:
+        """Start a process that stays in the foreground. It inherits the descriptors `pass_fds`."""
         self._running.append(
             subprocess.Popen(
-                # Even SIGKILL for the tests then leaves no store behind.
-                [*ends_with_parent("KILL"), *map(str, command)],
+                # The store then also ends if the tests get SIGKILL.
+                [*parent_death_signal("KILL"), *map(str, command)],
                 env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=self._log,
                 stderr=self._log,
-                pass_fds=keep,
-                start_new_session=True,  # Ctrl-C is for the tests; they end what they started.
+                pass_fds=pass_fds,
+                start_new_session=True,  # Ctrl-C ends the tests, which then end the stores.
             )
         )
 
-    def wait_for(self, condition: Callable[[], bool]) -> None:
-        """Polls for at most a minute, as long as all processes live."""
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Poll until the condition is true, for at most a minute and while all processes run."""
         deadline = time.monotonic() + 60
         while not condition():
             if time.monotonic() > deadline:
-                raise self._failure("The store does not answer")
+                raise self._failure("The store does not respond")
             if any(process.poll() is not None for process in self._running):
                 raise self._failure("The store has ended")
             time.sleep(0.05)
 
-    def _failure(self, what: str) -> RuntimeError:
+    def _failure(self, problem: str) -> RuntimeError:
         output = (self.directory / "output.log").read_text(errors="replace")
-        return RuntimeError(f"{what}. The end of its output:\n{output[-2000:]}")
+        return RuntimeError(f"{problem}. The end of its output:\n{output[-2000:]}")
 
 
-def answers(port: int, path: str) -> bool:
+def responds_ok(port: int, path: str) -> bool:
+    """Return whether a server on this port responds with 200."""
     connection = HTTPConnection("127.0.0.1", port, timeout=2)
     try:
         connection.request("GET", path)
@@ -108,9 +109,9 @@ def answers(port: int, path: str) -> bool:
 
 
 def free_ports(count: int) -> range:
-    """Loopback ports in a row that are free, below those that connections are given."""
+    """Return consecutive free loopback ports, below the range that the kernel uses for clients."""
     for _ in range(100):
-        # Not from a seed: tests that run elsewhere at the same time may have the same one.
+        # Not from a seed: other test runs at the same time could have the same seed.
         first = random.SystemRandom().randrange(10_000, 30_000, count)
         ports = range(first, first + count)
         try:

@@ -1,14 +1,14 @@
 """moto's S3 on a listening socket: `python moto_launch.py FILE_DESCRIPTOR`.
 
-servers.py starts this file: a process of its own, as coverage would trace all that moto does in the
-tests' own, and each of them would wait for the other's turn in the interpreter.
+servers.py starts this file in a separate process. In the process of the tests, coverage would trace
+moto's code, and moto and the tests would wait for each other's GIL.
 """
 
 import logging
 import os
 import sys
 
-# In memory: moto would put larger objects into temporary files.
+# Keep all objects in memory: moto would write larger ones to temporary files.
 os.environ["MOTO_S3_DEFAULT_KEY_BUFFER_SIZE"] = str(1 << 40)
 
 from moto import backends
@@ -20,7 +20,7 @@ from moto.moto_server.werkzeug_app import (
 from werkzeug.serving import make_server
 
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
-# It lists the folder of all of AWS's services for each request: a tenth of its CPU time.
+# moto would list its folder of AWS services for each request, a tenth of its CPU time.
 SERVICES = list(backends.list_of_moto_modules())
 backends.list_of_moto_modules = lambda: SERVICES
 make_server(

@@ -1,4 +1,4 @@
-"""Which stores the tests run against."""
+"""The stores that the tests run against."""
 
 import pytest
 
@@ -7,11 +7,11 @@ STORES = ("moto", "localstack", "ceph")
 
 
 def chosen_stores(variable: str) -> list[str]:
-    """Read the variable STORES: all stores if it is empty. Raises `UsageError`."""
+    """Parse the variable STORES. If it is empty, return all stores. Raises `UsageError`."""
     names = variable.split(",") if variable else list(STORES)
     if not set(STORES).issuperset(names):
-        raise pytest.UsageError(f"STORES is some of {','.join(STORES)}, not {variable}")
+        raise pytest.UsageError(f"STORES should be some of {','.join(STORES)}, not {variable}")
     return names
 
 
-GROUPS = {name: pytest.mark.xdist_group(name) for name in ("localstack", "ceph")}
+XDIST_GROUPS = {name: pytest.mark.xdist_group(name) for name in ("localstack", "ceph")}

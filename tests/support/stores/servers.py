@@ -8,25 +8,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.support.repository import ROOT
-from tests.support.stores.daemons import Daemons, answers, free_ports
+from tests.support.stores.daemons import Daemons, free_ports, responds_ok
 from tests.support.stores.store import NotInstalled, Store
 
 
 @contextmanager
 def moto() -> Iterator[Store]:
-    """A server of moto's; all tests of one worker share its buckets."""
+    """Start moto's server. All tests of one worker share its buckets."""
     with Daemons() as daemons, socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         launch = Path(__file__).parent / "moto_launch.py"
-        daemons.start(sys.executable, launch, listener.fileno(), keep=(listener.fileno(),))
+        daemons.start(sys.executable, launch, listener.fileno(), pass_fds=(listener.fileno(),))
         listener.close()
-        daemons.wait_for(lambda: answers(port, "/"))
+        daemons.wait_until(lambda: responds_ok(port, "/"))
         yield Store("moto", f"http://127.0.0.1:{port}")
 
 
 @contextmanager
 def localstack() -> Iterator[Store]:
-    """LocalStack's S3, from the virtual environment that `make localstack` makes."""
+    """Start LocalStack's S3 from the virtual environment that `make localstack` creates."""
     python = localstack_python()
     with Daemons() as daemons, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -38,24 +38,24 @@ def localstack() -> Iterator[Store]:
             "SERVICES": "s3",
             "STRICT_SERVICE_LOADING": "1",
             "EAGER_SERVICE_LOADING": "1",
-            # It takes a container for its own image, and then writes to /var/lib.
+            # In a container, LocalStack assumes its own image and writes to /var/lib.
             "OVERRIDE_IN_DOCKER": "0",
             "FILESYSTEM_ROOT": str(daemons.directory),
-            # Nothing of it needs the network.
+            # Turn off everything that uses the network.
             "DISABLE_EVENTS": "1",
             "SKIP_SSL_CERT_DOWNLOAD": "1",
             "DNS_ADDRESS": "0",
             "LS_LOG": "warn",
         }
         launch = Path(__file__).parent / "localstack_launch.py"
-        daemons.start(python, launch, listener.fileno(), keep=(listener.fileno(),))
+        daemons.start(python, launch, listener.fileno(), pass_fds=(listener.fileno(),))
         listener.close()
-        daemons.wait_for(lambda: answers(port, "/_localstack/health"))
+        daemons.wait_until(lambda: responds_ok(port, "/_localstack/health"))
         yield Store("localstack", f"http://127.0.0.1:{port}")
 
 
 def localstack_python() -> Path:
-    """The interpreter that it is installed for. Raises `NotInstalled`."""
+    """Return the Python interpreter of LocalStack's environment. Raises `NotInstalled`."""
     environment = Path(os.environ.get("LOCALSTACK_VENV") or ROOT / ".venv-localstack")
     python = environment / "bin" / "python"
     if not python.exists():
@@ -65,7 +65,7 @@ def localstack_python() -> Path:
 
 @contextmanager
 def ministack() -> Iterator[Store]:
-    """MiniStack, from the virtual environment that `make ministack` makes: it costs the least."""
+    """Start MiniStack, which uses the least CPU, from the environment of `make ministack`."""
     program = ROOT / ".venv-ministack" / "bin" / "ministack"
     if not program.exists():
         raise NotInstalled("MiniStack is not installed: run `make ministack`")
@@ -80,5 +80,5 @@ def ministack() -> Iterator[Store]:
             "LOG_LEVEL": "WARNING",
         }
         daemons.start(program)
-        daemons.wait_for(lambda: answers(port, "/_ministack/health"))
+        daemons.wait_until(lambda: responds_ok(port, "/_ministack/health"))
         yield Store("ministack", f"http://127.0.0.1:{port}")

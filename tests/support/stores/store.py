@@ -1,4 +1,4 @@
-"""What it takes to use an S3 server."""
+"""The address and credentials of an S3 server."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class Store:
-    """An S3 server, and what it takes to use it."""
+    """An S3 server with its address and credentials."""
 
     name: str
     endpoint_url: str
@@ -18,11 +18,11 @@ class Store:
 
 
 class NotInstalled(Exception):
-    """A store is not on this machine; the message tells how to get it."""
+    """A store is not installed on this machine. The message says how to install it."""
 
 
 def from_environment() -> Store | None:
-    """The store that AWS_ENDPOINT_URL_S3 names, if it does."""
+    """Return the store that AWS_ENDPOINT_URL_S3 names, or `None` if it is not set."""
     url = os.environ.get("AWS_ENDPOINT_URL_S3")
     if not url:
         return None
@@ -35,8 +35,8 @@ def from_environment() -> Store | None:
     )
 
 
-def unreachable(store: Store) -> str | None:
-    """Return a sentence if nothing accepts a connection at this store's endpoint."""
+def connection_problem(store: Store) -> str | None:
+    """Return an error message if this store's endpoint accepts no connection."""
     address = urlsplit(store.endpoint_url)
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
