@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.support import stores
 from tests.support.services.metrics import metric_total
-from tests.support.services.process import memory
+from tests.support.services.process import process_memory
 from tests.support.services.replicas import Replica
 from tests.support.stores import Store, free_ports
 
@@ -55,7 +55,7 @@ class Service:
     @property
     def peak_memory(self) -> int:
         """The largest number of bytes of resident memory so far."""
-        return memory(self._pid, "VmHWM")
+        return process_memory(self._pid, "VmHWM")
 
     @property
     def s3_requests(self) -> int:
@@ -71,7 +71,7 @@ def running_service(variables: Mapping[str, str]) -> Iterator[Service]:
         replica = Replica("the service", free_ports(1)[0], environment, log)
         try:
             replica.start()
-            replica.ready()
+            replica.wait_until_ready()
             yield Service(replica)
         finally:
             replica.kill()

@@ -89,7 +89,7 @@ def run(
     parts: int = 2,
 ) -> None:
     """Run a test of a `BundleService` with memory for `parts` small parts, in an empty bucket."""
-    service.clear()
+    service.delete_objects()
 
     async def main() -> None:
         tasks_before = asyncio.all_tasks()
@@ -230,7 +230,7 @@ def test_close_waits_for_the_cleanup_only_for_its_timeout(
 
     run(store, service, test)
     assert "to the bucket's lifecycle" in caplog.text
-    service.clear()
+    service.delete_objects()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.clients import random_transfers
 from tests.support.clients.signing import sign
-from tests.support.services.thread import Serve, Service
+from tests.support.services.thread import Service, StartService
 
 KEY = "the key that signs in a race"
 CONCURRENCY = 4
@@ -20,10 +20,10 @@ CONCURRENCY = 4
 @pytest.mark.parametrize(
     "races", [10, pytest.param(300, marks=pytest.mark.soak)], ids=["few", "many"]
 )
-def test_deleted_bundle_is_never_served_again(serve: Serve, races: int) -> None:
+def test_deleted_bundle_is_never_served_again(start_service: StartService, races: int) -> None:
     """On Ceph, writing a tag while an object is being deleted can restore the object."""
     seed = random_transfers.seed(soak=races > 100)
-    service = serve()
+    service = start_service()
     outcomes = asyncio.run(asyncio.wait_for(run_races(service, races, random.Random(seed)), 280))
     print(dict(outcomes))
     assert outcomes["deleted"] == races
@@ -48,7 +48,7 @@ async def run_races(service: Service, races: int, rng: random.Random) -> Counter
             proofs[path] = proof
             outcomes.update(await race(http, path, proof, rng.uniform(0, 0.004)))
 
-    async with service.many() as http:
+    async with service.async_client() as http:
         async with asyncio.TaskGroup() as group:
             for _ in range(CONCURRENCY):
                 group.create_task(worker(http))

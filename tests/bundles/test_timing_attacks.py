@@ -19,8 +19,8 @@ import pytest
 import service
 from service.bundles import proof
 from service.bundles import service as bundle_service
-from tests.support.clients.sockets import dial
-from tests.support.services.thread import Serve
+from tests.support.clients.sockets import connect_to
+from tests.support.services.thread import StartService
 
 BUNDLE_ID = UUID("6f1bd34b-7e51-4ffb-89a1-b14364af956c")
 STORED_HMAC = random.Random(31).randbytes(32).hex()
@@ -95,14 +95,14 @@ class FakeStore(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def url(serve: Serve) -> Iterator[str]:
+def url(start_service: StartService) -> Iterator[str]:
     """The URL of a service that uses the fake store."""
     with ThreadingHTTPServer(("127.0.0.1", 0), FakeStore) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, args=(0.05,)).start()
         try:
             endpoint = f"http://127.0.0.1:{server.server_port}"
-            yield serve(endpoint_url=endpoint, bucket="fake-bucket").url
+            yield start_service(endpoint_url=endpoint, bucket="fake-bucket").url
         finally:
             server.shutdown()
 
@@ -116,7 +116,7 @@ def wrong_hmac(shared: int, rng: random.Random) -> str:
 
 def compare(url: str, samples: int, rng: random.Random) -> Comparison:
     """Send `samples` requests on one connection, with both kinds of HMAC in random order."""
-    with dial(url) as connection:
+    with connect_to(url) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for _ in range(2 * BLOCK_SIZE):
             time_refusal(connection, wrong_hmac(0, rng))  # A warm-up, not counted.

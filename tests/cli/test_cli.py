@@ -17,15 +17,15 @@ from click.testing import CliRunner
 
 from service.cli import main
 from tests.support.clients.signing import sign
-from tests.support.key_leaks import LEAKS
+from tests.support.key_leaks import LEAK_DETECTOR
 from tests.support.services.process import (
+    COVERAGE_VARIABLES,
     NO_CERTIFICATES,
-    SERVE,
-    TRACED,
+    SERVICE_COMMAND,
     clean_environment,
-    memory,
-    serving,
-    serving_bucket,
+    process_memory,
+    service_process,
+    service_process_for,
 )
 from tests.support.stores import Store
 from tests.support.stores.access import aws_environment
@@ -36,14 +36,14 @@ KEY = "the key of a command"
 
 def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     result = subprocess.run(
-        [*SERVE, *arguments],
-        env=clean_environment(**NO_CERTIFICATES, **TRACED, **variables),
+        [*SERVICE_COMMAND, *arguments],
+        env=clean_environment(**NO_CERTIFICATES, **COVERAGE_VARIABLES, **variables),
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    LEAKS.search("standard error", result.stderr)
+    LEAK_DETECTOR.search("standard error", result.stderr)
     return result
 
 
@@ -62,7 +62,11 @@ def test_dev_ignores_the_environment_and_prints_commands_that_work(tmp_path: Pat
         "http_proxy": "http://127.0.0.1:9",
         "HTTPS_PROXY": "http://127.0.0.1:9",
     }
-    with serving("serve", "--dev", **TRACED, **environment) as (url, process, banner):
+    with service_process("serve", "--dev", **COVERAGE_VARIABLES, **environment) as (
+        url,
+        process,
+        banner,
+    ):
         assert "LOST" in banner
         assert "bucket message-history-dev: created" in banner
         assert process.stdout is not None
@@ -89,7 +93,10 @@ def run_in_shell(commands: str, folder: Path) -> str:
 
 
 def test_two_dev_servers_run_at_the_same_time() -> None:
-    with serving("serve", "--dev") as (first, *_), serving("serve", "--dev") as (second, *_):
+    with (
+        service_process("serve", "--dev") as (first, *_),
+        service_process("serve", "--dev") as (second, *_),
+    ):
         assert first != second
         with httpx.Client(trust_env=False) as http:
             bundle_id = http.post(f"{first}/upload", content=b"bundle").text
@@ -124,7 +131,7 @@ def test_init_bucket_prepares_a_bucket_for_serve(store: Store, s3: Any) -> None:
         result = run("init-bucket", **environment)
         assert result.returncode == 0, result.stderr
         assert result.stdout.splitlines()[0] == f"bucket {bucket}: {state}"
-    with serving(**TRACED, **environment) as (url, process, banner):
+    with service_process(**COVERAGE_VARIABLES, **environment) as (url, process, banner):
         assert "LOST" not in banner
         with httpx.Client(base_url=url, trust_env=False) as http:
             assert http.post("/upload", content=b"bundle").status_code == 200
@@ -168,7 +175,7 @@ def test_dev_reports_that_its_extra_is_not_installed() -> None:
     program = "import sys; sys.modules['moto'] = None; from service.cli import main; main()"
     result = subprocess.run(
         [sys.executable, "-c", program, "serve", "--dev"],
-        env=clean_environment(**TRACED, HISTORY_PORT="0"),
+        env=clean_environment(**COVERAGE_VARIABLES, HISTORY_PORT="0"),
         capture_output=True,
         text=True,
         check=False,
@@ -188,16 +195,16 @@ def test_bundle_of_64_mib_needs_less_than_64_mib_of_memory(store: Store, s3: Any
     """The upload is chunked, the download needs a proof, and the process serves nothing else."""
     bundle = os.urandom(64 << 20)
     with (
-        serving_bucket(store, new_bucket(s3)) as (url, process),
+        service_process_for(store, new_bucket(s3)) as (url, process),
         httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
     ):
         http.post("/upload", content=b"what the first request loads is not measured")
-        before = memory(process.pid, "VmRSS")
+        before = process_memory(process.pid, "VmRSS")
         chunks = (bundle[start : start + 8192] for start in range(0, len(bundle), 8192))
         bundle_id = http.post("/upload", content=chunks).text
-        after_upload = memory(process.pid, "VmHWM")
+        after_upload = process_memory(process.pid, "VmHWM")
         assert http.get(f"/files/{bundle_id}", headers=sign(KEY, bundle)).content == bundle
-        after_download = memory(process.pid, "VmHWM")
+        after_download = process_memory(process.pid, "VmHWM")
     print(
         f"resident memory in MiB: {before >> 20} before, {after_upload >> 20} after the upload, "
         f"{after_download >> 20} after the download"

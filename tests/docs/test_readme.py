@@ -16,9 +16,9 @@ from service.http.problems import STATUS, problem
 from service.settings import Settings, load
 from service.telemetry.metrics import Metrics
 from tests.support import repository, stores
-from tests.support.lock_files import pinned_here
+from tests.support.lock_files import pinned_versions
 from tests.support.repository import ROOT, module_name
-from tests.support.services.process import clean_environment, serving
+from tests.support.services.process import clean_environment, service_process
 from tests.support.stores.selection import STORES
 
 README = (ROOT / "README.md").read_text()
@@ -39,7 +39,7 @@ def test_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
 
     assert CLONE.endswith("\nmake run\n")
     commands = CLONE.removesuffix("make run\n") + UPLOAD + DOWNLOAD + EXAMPLES
-    with serving("serve", "--dev") as (url, _, _):
+    with service_process("serve", "--dev") as (url, _, _):
         result = subprocess.run(
             ["bash", "-euc", commands.replace("http://localhost:5558", url)],
             cwd=tmp_path,
@@ -120,8 +120,10 @@ def test_every_store_is_documented(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = re.findall(r"^\| `(\w+)` \| .* ([\d.]+) \| (.*) \|$", table, re.MULTILINE)
     assert tuple(name for name, _, _ in rows) == STORES
     versions = {name: version for name, version, _ in rows}
-    assert pinned_here("requirements/localstack.txt")["localstack-core"] == versions["localstack"]
-    assert pinned_here("requirements/test.txt")["moto"].startswith(versions["moto"])
+    assert (
+        pinned_versions("requirements/localstack.txt")["localstack-core"] == versions["localstack"]
+    )
+    assert pinned_versions("requirements/test.txt")["moto"].startswith(versions["moto"])
     [ceph] = (command for name, _, command in rows if name == "ceph")
     monkeypatch.setenv("PATH", "")
     with pytest.raises(stores.NotInstalled, match=ceph.strip("`")), stores.ceph():

@@ -16,8 +16,8 @@ from uuid import UUID
 from botocore.exceptions import ClientError
 
 from tests.support.clients.signing import sign
-from tests.support.clients.transfers import Answer, Bundle, Delete, Download, Transfer, Upload
-from tests.support.polling import until
+from tests.support.clients.transfers import Bundle, Delete, Download, Response, Transfer, Upload
+from tests.support.polling import wait_until
 from tests.support.services.thread import Service
 
 CLEANUP_TIMEOUT = 5.0
@@ -43,7 +43,7 @@ class ExpectedBundles:
 
     def run(self, transfer: Transfer, url: str, conditions: Conditions) -> None:
         """Run a transfer. Fails if the client gets a response that is wrong in these conditions."""
-        if isinstance(transfer, Delete) and transfer.proven == "right":
+        if isinstance(transfer, Delete) and transfer.proof == "right":
             self.delete_attempts[transfer.bundle_id] += 1
         was_deleted = isinstance(transfer, Download) and transfer.bundle_id in self.deleted
         response = transfer.run(url)
@@ -57,9 +57,9 @@ class ExpectedBundles:
         elif isinstance(transfer, Upload):
             self._record_unconfirmed(transfer, response)
         name = transfer.method if isinstance(transfer, Download) else type(transfer).__name__
-        self.outcomes[f"{name.upper()}, {transfer.manner.kind}", _outcome(response)] += 1
+        self.outcomes[f"{name.upper()}, {transfer.behaviour.kind}", _outcome(response)] += 1
 
-    def _check_response(self, transfer: Transfer, response: Answer, *, normal: bool) -> None:
+    def _check_response(self, transfer: Transfer, response: Response, *, normal: bool) -> None:
         match transfer:
             case Upload():
                 self._check_upload(transfer, response)
@@ -68,74 +68,74 @@ class ExpectedBundles:
             case Delete():
                 self._check_delete(transfer, response)
 
-    def _record_unconfirmed(self, upload: Upload, response: Answer) -> None:
-        if response.sent_all and upload.honest:
+    def _record_unconfirmed(self, upload: Upload, response: Response) -> None:
+        if response.sent_all and upload.has_true_claims:
             self.unconfirmed.add(hashlib.sha256(upload.bundle.content).hexdigest())
 
-    def _check_upload(self, upload: Upload, response: Answer) -> None:
-        manner, bundle = upload.manner, upload.bundle
+    def _check_upload(self, upload: Upload, response: Response) -> None:
+        manner, bundle = upload.behaviour, upload.bundle
         if response.status == 200:
-            assert upload.honest
-            assert response.whole
+            assert upload.has_true_claims
+            assert response.complete
             assert response.sent_all, "the response came before the end of the upload"
             assert str(UUID(response.text, version=4)) == response.text
             assert response.text not in self.uploaded
             self.uploaded[response.text] = bundle
-        elif not manner.listens:
+        elif not manner.reads_response:
             assert not response.status
             self._record_unconfirmed(upload, response)
         elif manner.kind == "half-closes" and not response.sent_all:
             assert response.status in (0, 400, 503), response
         else:
-            assert response.status == 503 or (response.status == 422 and not upload.honest), (
-                response
-            )
+            assert response.status == 503 or (
+                response.status == 422 and not upload.has_true_claims
+            ), response
 
-    def _check_download(self, download: Download, response: Answer, *, normal: bool) -> None:
+    def _check_download(self, download: Download, response: Response, *, normal: bool) -> None:
         assert response.status != 404 or self.delete_attempts[download.bundle_id], (
             "a bundle that must exist got 404"
         )
         if response.status in (200, 206):
-            assert download.proven == "right"
+            assert download.proof == "right"
             self._check_content(download, response)
-            reads_all = download.manner.kind in ("good", "slow")
-            assert response.whole or not normal or not reads_all, response
+            reads_all = download.behaviour.kind in ("good", "slow")
+            assert response.complete or not normal or not reads_all, response
         elif response.status == 416:
-            assert download.part is not None
-            assert download.part[0] >= download.bundle.size
+            assert download.byte_range is not None
+            assert download.byte_range[0] >= download.bundle.size
         elif not response.status:
             # To the service, a half-closed connection looks like a client that disconnected.
-            assert download.manner.kind == "half-closes", response
+            assert download.behaviour.kind == "half-closes", response
         elif response.status not in (404, 503):
-            assert response.status == REFUSAL_STATUS.get(download.proven), response
+            assert response.status == REFUSAL_STATUS.get(download.proof), response
 
-    def _check_content(self, download: Download, response: Answer) -> None:
+    def _check_content(self, download: Download, response: Response) -> None:
         """Check the size in the headers, and that the body is the start of the expected bytes."""
-        expected = download.wanted
-        whole_bundle = download.part is None or download.method == "HEAD"
+        expected = download.expected_body
+        whole_bundle = download.byte_range is None or download.method == "HEAD"
         assert response.status == (200 if whole_bundle else 206)
         assert int(response.headers["content-length"]) == len(expected)
         if download.method == "HEAD":
             assert not response.body
             return
         assert expected.startswith(response.body)
-        assert response.whole == (response.body == expected)
+        assert response.complete == (response.body == expected)
 
-    def _check_delete(self, delete: Delete, response: Answer) -> None:
+    def _check_delete(self, delete: Delete, response: Response) -> None:
         bundle_id = delete.bundle_id
         if response.status == 204:
-            assert delete.proven == "right"
+            assert delete.proof == "right"
             self.deleted.add(bundle_id)
         elif response.status == 404:
             # Another delete may have succeeded, or removed the bundle before it failed.
-            assert self.delete_attempts[bundle_id] > (delete.proven == "right"), (
+            assert self.delete_attempts[bundle_id] > (delete.proof == "right"), (
                 "a bundle that must exist got 404"
             )
             self.deleted.add(bundle_id)
         elif response.status not in (0, 503):
-            assert response.status == REFUSAL_STATUS.get(delete.proven), response
+            assert response.status == REFUSAL_STATUS.get(delete.proof), response
         elif not response.status:
-            assert delete.manner.kind in ("leaves", "resets", "half-closes"), response
+            assert delete.behaviour.kind in ("leaves", "resets", "half-closes"), response
 
     def missing(self, service: Service) -> list[str]:
         """Return the ids of bundles that must be in the bucket, but are not."""
@@ -158,7 +158,7 @@ class ExpectedBundles:
 
     def run_lifecycle(self, service: Service) -> None:
         """Remove at once what the bucket's lifecycle would remove later."""
-        service.abort_all()
+        service.abort_multipart_uploads()
         for key in self.unexpected(service):
             service.s3.delete_object(Bucket=service.bucket, Key=key)
 
@@ -172,7 +172,7 @@ class ExpectedBundles:
             return not unexpected
 
         try:
-            until(clean, seconds=CLEANUP_TIMEOUT)
+            wait_until(clean, timeout=CLEANUP_TIMEOUT)
         except AssertionError as error:
             raise AssertionError(f"left in the bucket: {unexpected}") from error
         return time.monotonic() - started
@@ -201,13 +201,13 @@ class ExpectedBundles:
             assert response.content == bundle.content
 
 
-def _outcome(response: Answer) -> str:
+def _outcome(response: Response) -> str:
     if not response.status:
         return "no response"
     code = ""
-    if response.headers.get("content-type") == "application/problem+json" and response.whole:
+    if response.headers.get("content-type") == "application/problem+json" and response.complete:
         code = response.text.partition('"code": "')[2].partition('"')[0]
-    return f"{response.status} {code}".strip() + ("" if response.whole else ", incomplete")
+    return f"{response.status} {code}".strip() + ("" if response.complete else ", incomplete")
 
 
 def read(service: Service, key: str) -> bytes | None:

@@ -16,9 +16,9 @@ from service.bundles.proof import Proof, compute_receipt
 from service.s3.bodies import MAX_RESUMES
 from tests.support.clients.signing import random_bytes, sign
 from tests.support.clients.sockets import raw_request
-from tests.support.polling import until
+from tests.support.polling import wait_until
 from tests.support.proxy import Fault, Proxy, Respond, Truncate
-from tests.support.services.thread import SMALL_PART, Serve, Service, running_service
+from tests.support.services.thread import SMALL_PART, Service, StartService, running_service
 from tests.support.stores import Store
 
 KEY = "a signing key"
@@ -67,12 +67,12 @@ def test_first_download_stores_a_receipt(service: Service, size: int) -> None:
 def test_upload_with_a_signing_key_is_verified_at_once(service: Service, size: int) -> None:
     bundle = content(size)
     proof = sign(KEY, bundle)
-    service.clear()
+    service.delete_objects()
     wrong = [{**proof, "X-SIGNING-KEY": "another"}, {**proof, "X-HMAC": "0" * 64}]
     for headers in wrong:
         response = service.http.post("/upload", content=bundle, headers=headers)
         assert problem(response) == (422, "hmac_mismatch")
-    until(lambda: not service.objects() and not service.multipart_uploads())
+    wait_until(lambda: not service.objects() and not service.multipart_uploads())
     bundle_id = service.http.post("/upload", content=bundle, headers=proof).text
     expected = compute_receipt(Proof(proof["X-HMAC"], KEY.encode()), UUID(bundle_id))
     assert service.tags(bundle_id)["receipt"] == expected
@@ -86,8 +86,8 @@ def test_head_stores_a_receipt(service: Service) -> None:
     assert "receipt" in service.tags(bundle_id)
 
 
-def test_bundle_without_an_hmac_gets_no_receipt(serve: Serve) -> None:
-    service = serve(require_hmac=False)
+def test_bundle_without_an_hmac_gets_no_receipt(start_service: StartService) -> None:
+    service = start_service(require_hmac=False)
     bundle = content(1000)
     bundle_id = service.upload(bundle)
     assert service.fetch(bundle_id, sign(KEY, bundle)).content == bundle
@@ -104,9 +104,9 @@ def proxy(store: Store) -> Iterator[Proxy]:
 
 
 def test_download_succeeds_if_the_receipt_cannot_be_stored(
-    store: Store, proxy: Proxy, serve: Serve
+    store: Store, proxy: Proxy, start_service: StartService
 ) -> None:
-    service = serve(endpoint_url=proxy.url, part_size=PART)
+    service = start_service(endpoint_url=proxy.url, part_size=PART)
     for size in SIZES:
         bundle = content(size)
         bundle_id = service.upload(bundle, sign(KEY, bundle)["X-HMAC"])
@@ -196,8 +196,8 @@ def test_delete_with_proof_removes_the_bundle(service: Service, *, with_receipt:
     assert not [key for key in service.objects() if bundle_id in key]
 
 
-def test_delete_always_needs_both_headers(serve: Serve) -> None:
-    service = serve(require_hmac=False)
+def test_delete_always_needs_both_headers(start_service: StartService) -> None:
+    service = start_service(require_hmac=False)
     bundle_id = service.upload(b"bundle")
     assert problem(service.http.delete(f"/files/{bundle_id}")) == (400, "missing_header")
     assert service.fetch(bundle_id).status_code == 200
@@ -206,15 +206,17 @@ def test_delete_always_needs_both_headers(serve: Serve) -> None:
     assert service.fetch(bundle_id).status_code == 404
 
 
-def test_delete_is_repeated_until_the_object_is_removed(proxy: Proxy, serve: Serve) -> None:
+def test_delete_is_repeated_until_the_object_is_removed(
+    proxy: Proxy, start_service: StartService
+) -> None:
     """On Ceph, tags that are written during a delete can bring the object back."""
-    service = serve(endpoint_url=proxy.url)
+    service = start_service(endpoint_url=proxy.url)
     proof = sign(KEY, b"bundle")
     bundle_id = service.http.post("/upload", content=b"bundle", headers=proof).text
     ineffective = Fault("DeleteObject", Respond(204, "NothingDeleted"), times=2)
     proxy.faults.append(ineffective)
     assert service.http.delete(f"/files/{bundle_id}", headers=proof).status_code == 204
-    assert ineffective.struck == 2
+    assert ineffective.injected == 2
     assert not service.objects()
 
 
@@ -238,8 +240,8 @@ def test_bundle_is_not_found_after_its_ttl_for_any_method(service: Service) -> N
     assert any(response.text in key for key in service.objects())
 
 
-def test_ttl_must_be_between_one_second_and_the_retention(serve: Serve) -> None:
-    service = serve(retention="1h")
+def test_ttl_must_be_between_one_second_and_the_retention(start_service: StartService) -> None:
+    service = start_service(retention="1h")
     for valid in ("1", "3600", "03600"):
         assert post(service, b"bundle", X_TTL=valid).status_code == 200
     for invalid in ("0", "3601", "-1", "1.5", "1h", "", "+1", "1e3", "9" * 30, "٣"):
@@ -253,10 +255,10 @@ def test_ttl_must_be_between_one_second_and_the_retention(serve: Serve) -> None:
 @pytest.mark.parametrize("name", ["Content-Digest", "Repr-Digest"])
 def test_digest_is_checked_during_the_upload(service: Service, size: int, name: str) -> None:
     bundle = content(size)
-    service.clear()
+    service.delete_objects()
     for wrong in (digest(b"other"), f"sha-512=:AAAA:, {digest(b'other')}"):
         assert problem(post(service, bundle, **{name: wrong})) == (422, "digest_mismatch")
-    until(lambda: not service.objects() and not service.multipart_uploads())
+    wait_until(lambda: not service.objects() and not service.multipart_uploads())
     for right_digest in (digest(bundle), f"sha-512=:AAAA:, {digest(bundle)}", "sha-512=:AAAA:"):
         response = post(service, bundle, **{name: right_digest})
         assert response.status_code == 200
@@ -286,8 +288,8 @@ def test_digest_mismatch_is_reported_before_hmac_mismatch(service: Service) -> N
     assert problem(response) == (422, "digest_mismatch")
 
 
-def test_headers_are_checked_before_the_length(serve: Serve) -> None:
-    service = serve(max_bundle_size=10)
+def test_headers_are_checked_before_the_length(start_service: StartService) -> None:
+    service = start_service(max_bundle_size=10)
     for headers in ({"X-TTL": "0"}, {"Repr-Digest": "x"}, {"X-HMAC": "x"}, {"X-SIGNING-KEY": "x"}):
         assert service.http.post("/upload", content=bytes(11), headers=headers).status_code == 400
     assert problem(post(service, bytes(11), X_TTL="1")) == (413, "bundle_too_large")

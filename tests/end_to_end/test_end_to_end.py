@@ -12,9 +12,9 @@ import minio
 import pytest
 
 from tests.support.clients.signing import random_bytes, sign
-from tests.support.clients.sockets import dial, raw_request
-from tests.support.polling import until
-from tests.support.services.thread import SMALL_PART, Serve, Service
+from tests.support.clients.sockets import connect_to, raw_request
+from tests.support.polling import wait_until
+from tests.support.services.thread import SMALL_PART, Service, StartService
 from tests.support.stores import Store
 
 pytestmark = pytest.mark.every_store
@@ -166,8 +166,10 @@ def test_signing_key_may_contain_any_bytes(service: Service) -> None:
     assert response.content == bundle
 
 
-def test_without_require_hmac_only_bundles_with_an_hmac_need_proof(serve: Serve) -> None:
-    service = serve(require_hmac=False, part_size=PART)
+def test_without_require_hmac_only_bundles_with_an_hmac_need_proof(
+    start_service: StartService,
+) -> None:
+    service = start_service(require_hmac=False, part_size=PART)
     bundle = content(PART + 1)
     open_id = service.upload(bundle)
     guarded_id = service.upload(bundle, sign(KEY, bundle)["X-HMAC"])
@@ -185,9 +187,9 @@ def test_without_require_hmac_only_bundles_with_an_hmac_need_proof(serve: Serve)
     assert service.fetch(str(uuid4())).status_code == 404
 
 
-def test_expiry_is_exact_and_new_tags_do_not_extend_it(serve: Serve) -> None:
+def test_expiry_is_exact_and_new_tags_do_not_extend_it(start_service: StartService) -> None:
     now = time.time()
-    service = serve(retention="1h", part_size=PART, clock=lambda: now)
+    service = start_service(retention="1h", part_size=PART, clock=lambda: now)
     bundle = content(PART + 1)
     bundle_id = service.upload(bundle, sign(KEY, bundle)["X-HMAC"])
     tags = service.tags(bundle_id)
@@ -208,8 +210,10 @@ def test_expiry_is_exact_and_new_tags_do_not_extend_it(serve: Serve) -> None:
 @pytest.mark.parametrize(
     "missing", [{"sha256"}, {"expires-at"}, {"sha256", "expires-at", "hmac-sha256"}]
 )
-def test_bundle_with_missing_or_damaged_tags_is_not_found(serve: Serve, missing: set[str]) -> None:
-    service = serve(require_hmac=False)
+def test_bundle_with_missing_or_damaged_tags_is_not_found(
+    start_service: StartService, missing: set[str]
+) -> None:
+    service = start_service(require_hmac=False)
     bundle = content(1000)
     bundle_id = service.upload(bundle, sign(KEY, bundle)["X-HMAC"])
     tags = service.tags(bundle_id)
@@ -235,8 +239,8 @@ def test_unknown_or_malformed_id_is_not_found(service: Service, bundle_id: str) 
     assert (response.status_code, response.json()["code"]) == (404, "not_found")
 
 
-def test_upload_larger_than_the_limit_is_refused(serve: Serve) -> None:
-    service = serve(max_bundle_size=6 * MIB, part_size=5 * MIB)
+def test_upload_larger_than_the_limit_is_refused(start_service: StartService) -> None:
+    service = start_service(max_bundle_size=6 * MIB, part_size=5 * MIB)
     largest = content(6 * MIB)
     assert service.fetch(service.upload(largest), sign(KEY, largest)).content == largest
     [stored] = service.objects()
@@ -250,20 +254,20 @@ def test_upload_larger_than_the_limit_is_refused(serve: Serve) -> None:
     form = service.http.post("/upload", files={"file": largest + b"1"})
     for response in (streamed, form):
         assert (response.status_code, response.json()["code"]) == (413, "bundle_too_large")
-    until(lambda: not service.multipart_uploads())
+    wait_until(lambda: not service.multipart_uploads())
     assert service.objects() == [stored]
 
 
-def test_upload_by_a_client_that_disconnects_leaves_nothing(serve: Serve) -> None:
+def test_upload_by_a_client_that_disconnects_leaves_nothing(start_service: StartService) -> None:
     """The client disconnects in the middle of 64 MiB. Cleanup takes at most two seconds."""
-    service = serve()
-    with dial(service.url) as connection:
+    service = start_service()
+    with connect_to(service.url) as connection:
         connection.sendall(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 67108864\r\n\r\n")
         for _ in range(32):
             connection.sendall(content(MIB))
-        until(lambda: bool(service.multipart_uploads()))
+        wait_until(lambda: bool(service.multipart_uploads()))
     hung_up = time.monotonic()
-    until(lambda: not service.multipart_uploads() and not service.objects(), seconds=2)
+    wait_until(lambda: not service.multipart_uploads() and not service.objects(), timeout=2)
     print(f"cleaned up after {time.monotonic() - hung_up:.2f} s")
 
 

@@ -14,9 +14,9 @@ import pytest
 
 from tests.support.clients import load
 from tests.support.clients.signing import sign
-from tests.support.polling import until
+from tests.support.polling import wait_until
 from tests.support.proxy import Delay, Fault, Proxy
-from tests.support.services.process import serving_bucket
+from tests.support.services.process import service_process_for
 from tests.support.services.thread import SMALL_PART
 from tests.support.stores import Store
 from tests.support.stores.buckets import multipart_upload_keys, new_bucket, stored_bundles
@@ -33,15 +33,18 @@ def test_killed_process_leaves_only_complete_or_hidden_objects(
     """The process is killed while uploads are complete, waiting for their tags, or running."""
     bucket = new_bucket(s3)
     with Proxy(store.endpoint_url) as proxy:
-        with serving_bucket(store, bucket, proxy.url, HISTORY_PART_SIZE="5MiB") as (url, process):
+        with service_process_for(store, bucket, proxy.url, HISTORY_PART_SIZE="5MiB") as (
+            url,
+            process,
+        ):
             uploads, downloads = asyncio.run(kill_during_transfers(url, process, proxy, count))
         uploaded = {
             response.body.decode(): bundle for response, bundle in uploads if response.status
         }
-        assert {response.status for response, _ in uploads} == {200, load.BROKEN}
-        assert {response.status for response in downloads} <= {200, load.BROKEN}
+        assert {response.status for response, _ in uploads} == {200, load.INCOMPLETE}
+        assert {response.status for response in downloads} <= {200, load.INCOMPLETE}
         assert all(response.body == LARGE for response in downloads if response.status)
-        with serving_bucket(store, bucket, HISTORY_PART_SIZE="5MiB") as (url, _):
+        with service_process_for(store, bucket, HISTORY_PART_SIZE="5MiB") as (url, _):
             for bundle_id, bundle in uploaded.items():
                 assert asyncio.run(load.download(url, bundle_id, bundle)).body == bundle
             counts = Counter(visibility(url, stored) for stored in stored_objects(s3, bucket))
@@ -59,7 +62,7 @@ def test_killed_process_leaves_only_complete_or_hidden_objects(
 
 async def kill_during_transfers(
     url: str, process: Popen[str], proxy: Proxy, count: int
-) -> tuple[list[tuple[load.Answer, bytes]], list[load.Answer]]:
+) -> tuple[list[tuple[load.Response, bytes]], list[load.Response]]:
     """Kill the process during uploads and downloads, and return their responses.
 
     Of every four uploads, one ends soon, one waits for its tags and two are still being sent.
@@ -69,10 +72,10 @@ async def kill_during_transfers(
     proxy.faults.append(tagging)
     plans = [(SMALL, 0.5), (LARGE, 0.5), (LARGE, 30), (LARGEST, 3)] * (count // 4)
     uploads = [
-        asyncio.create_task(load.upload(url, bundle, seconds=seconds)) for bundle, seconds in plans
+        asyncio.create_task(load.upload(url, bundle, duration=seconds)) for bundle, seconds in plans
     ]
     downloads = [
-        asyncio.create_task(load.download(url, known_id, LARGE, seconds=seconds))
+        asyncio.create_task(load.download(url, known_id, LARGE, duration=seconds))
         for seconds in (0, 10, 20, 30) * (count // 4)
     ]
 
@@ -83,9 +86,9 @@ async def kill_during_transfers(
         # The first bundle had two parts. Of every four uploads, one sends two parts, and another
         # has sent one of three.
         done = sum(task.done() for task in uploads)
-        return tagging.struck >= 1 and done >= count // 4 and parts >= 2 + 3 * count // 4
+        return tagging.injected >= 1 and done >= count // 4 and parts >= 2 + 3 * count // 4
 
-    await asyncio.to_thread(until, halfway, seconds=60)
+    await asyncio.to_thread(wait_until, halfway, timeout=60)
     process.kill()
     responses = await asyncio.gather(*uploads)
     bundles = [bundle for bundle, _ in plans]

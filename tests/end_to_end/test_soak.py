@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.support.clients import load
-from tests.support.clients.sockets import dial, read_answer
-from tests.support.services.process import memory, serving_bucket
+from tests.support.clients.sockets import connect_to, read_response
+from tests.support.services.process import process_memory, service_process_for
 from tests.support.stores import Store
 from tests.support.stores.buckets import new_bucket
 
@@ -25,17 +25,17 @@ def test_memory_stays_within_its_limit(store: Store, s3: Any, idle: int) -> None
     In addition, `idle` connections are open on which no request is sent.
     """
     with (
-        serving_bucket(store, new_bucket(s3), HISTORY_MEMORY_BUDGET="64MiB") as (url, process),
+        service_process_for(store, new_bucket(s3), HISTORY_MEMORY_BUDGET="64MiB") as (url, process),
         ExitStack() as connections,
     ):
-        before = memory(process.pid, "VmRSS")
+        before = process_memory(process.pid, "VmRSS")
         for _ in range(idle):
-            connection = connections.enter_context(dial(url))
+            connection = connections.enter_context(connect_to(url))
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert read_answer(connection).startswith(b"HTTP/1.1 200")
-        with_idle = memory(process.pid, "VmRSS")
-        outcomes = asyncio.run(asyncio.wait_for(load.rush(url), 300))
-        peak = memory(process.pid, "VmHWM")
+            assert read_response(connection).startswith(b"HTTP/1.1 200")
+        with_idle = process_memory(process.pid, "VmRSS")
+        outcomes = asyncio.run(asyncio.wait_for(load.send_burst(url), 300))
+        peak = process_memory(process.pid, "VmHWM")
     print(
         f"\n{dict(outcomes)}; {idle} idle connections: {before / MIB:.0f} MiB before, "
         f"{with_idle / MIB:.0f} with them, peak {peak / MIB:.0f}"

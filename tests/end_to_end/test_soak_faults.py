@@ -18,7 +18,7 @@ from service.bundles.memory import Memory
 from service.s3 import retries
 from tests.end_to_end.expected_bundles import ExpectedBundles
 from tests.support.clients import random_transfers
-from tests.support.polling import until
+from tests.support.polling import wait_until
 from tests.support.proxy import Proxy
 from tests.support.services.thread import SMALL_PART, Service, running_service
 from tests.support.stores import Store
@@ -42,12 +42,12 @@ class Resources:
 
 
 def resources_in_use(service: Service, proxy: Proxy) -> Resources:
-    loop = service.running.servers[0].get_loop()
+    loop = service.server.servers[0].get_loop()
     pools = [item for item in gc.get_objects() if isinstance(item, Memory)]
     return Resources(
         # Both ends of an idle connection are in this process. A busy one has more behind the proxy.
         descriptors=len(os.listdir("/dev/fd")) - 2 * proxy.open_connections,  # noqa: PTH208
-        connections=len(service.running.server_state.connections),
+        connections=len(service.server.server_state.connections),
         tasks=len(asyncio.all_tasks(loop)),
         memory=sum(pool.parts.in_use + pool.slots.in_use for pool in pools),
     )
@@ -60,9 +60,9 @@ def outages(proxy: Proxy, rng: Random) -> Iterator[None]:
 
     def interrupt() -> None:
         while not stopped.wait(rng.uniform(1, 4)):
-            proxy.unplug()
+            proxy.disable()
             stopped.wait(rng.uniform(0.1, 1.5))
-            proxy.plug()
+            proxy.enable()
 
     with ThreadPoolExecutor(1) as thread:
         running = thread.submit(interrupt)
@@ -98,7 +98,7 @@ def run_rounds(store: Store, s3: Any, *, seed: int, rounds: int, transfers: int)
         running_service(store, s3, endpoint_url=proxy.url, part_size=SMALL_PART) as service,
     ):
         service.upload(b"The first upload opens what the service keeps open.")
-        service.clear()
+        service.delete_objects()
         before = resources_in_use(service, proxy)
         for number in range(rounds):
             generators = [Random(f"{seed} {number} {transfer}") for transfer in range(transfers)]
@@ -112,7 +112,7 @@ def run_rounds(store: Store, s3: Any, *, seed: int, rounds: int, transfers: int)
         )
         print(expected.summary())
         expected.check(service)
-        service.clear()  # moto keeps large objects in open files.
+        service.delete_objects()  # moto keeps large objects in open files.
         after = before
 
         def released() -> bool:
@@ -121,7 +121,7 @@ def run_rounds(store: Store, s3: Any, *, seed: int, rounds: int, transfers: int)
             return after.within(before)
 
         try:
-            until(released, seconds=10)
+            wait_until(released, timeout=10)
         finally:
             print(before, after, sep="\n")
 

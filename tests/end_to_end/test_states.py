@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from service.s3 import retries
 from tests.end_to_end.expected_bundles import Conditions, ExpectedBundles
 from tests.support.clients import random_transfers
-from tests.support.polling import until
+from tests.support.polling import wait_until
 from tests.support.proxy import Proxy
 from tests.support.services.thread import SMALL_PART, running_service
 from tests.support.stores import Store
@@ -76,11 +76,11 @@ class HistoryServer(RuleBasedStateMachine):
         """Run the block after new transfers have sent `requests` to S3, or have all ended."""
         target = len(self._proxy.requests) + requests
         running = self._start_transfers(seed_number, count, conditions)
-        until(
+        wait_until(
             lambda: (
                 len(self._proxy.requests) >= target or all(transfer.done() for transfer in running)
             ),
-            seconds=60,
+            timeout=60,
         )
         yield
         for transfer in running:
@@ -118,8 +118,8 @@ class HistoryServer(RuleBasedStateMachine):
     @rule(seed_number=SEEDS, count=st.integers(1, 8), requests=st.integers(1, 20))
     def outage(self, seed_number: int, count: int, requests: int) -> None:
         with self._during_transfers(seed_number, count, requests, "S3 fails"):
-            self._proxy.unplug()
-        self._proxy.plug()
+            self._proxy.disable()
+        self._proxy.enable()
         self.end_faults()
 
     @rule(
@@ -133,9 +133,9 @@ class HistoryServer(RuleBasedStateMachine):
         can_clean_up = not store_offline and not self._proxy.faults
         with self._during_transfers(seed_number, count, requests, "the service stops"):
             if store_offline:
-                self._proxy.unplug()
+                self._proxy.disable()
             self._running.close()
-        self._proxy.plug()
+        self._proxy.enable()
         if can_clean_up:
             assert not self._expected.unexpected(self._service)
         else:
@@ -150,7 +150,7 @@ class HistoryServer(RuleBasedStateMachine):
         with self._stack, self._running:
             self.end_faults()
             self._expected.check(self._service)
-            self._service.clear()
+            self._service.delete_objects()
         print(self._expected.summary())
 
 

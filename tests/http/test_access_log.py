@@ -11,8 +11,8 @@ import pytest
 from service.http import access_log
 from service.s3 import retries
 from tests.support.clients.signing import sign
-from tests.support.clients.sockets import dial, raw_request, read_answer
-from tests.support.polling import until
+from tests.support.clients.sockets import connect_to, raw_request, read_response
+from tests.support.polling import wait_until
 from tests.support.proxy import Delay, Fault, Proxy, Respond, Truncate
 from tests.support.services.thread import SMALL_PART, Service, running_service
 from tests.support.stores import Store
@@ -55,7 +55,7 @@ def wait_for_fields(caplog: pytest.LogCaptureFixture, request_id: str) -> dict[s
             and vars(record)["fields"]["request_id"] == request_id
         ]
 
-    until(lambda: bool(matching_records()))
+    wait_until(lambda: bool(matching_records()))
     [record] = matching_records()
     fields: dict[str, Any] = record.fields
     return fields
@@ -105,17 +105,17 @@ def test_log_line_shows_whether_a_request_waited_for_the_client_s3_or_memory(
     proxy.faults.append(Fault("PutObject", Delay(0.4)))
     fields_by_wait["s3"] = fields_of(caplog, service.http.post("/upload", content=bytes(1000)))
     head = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % SMALL_PART
-    with dial(service.url) as waiting:
-        with dial(service.url) as first, dial(service.url) as second:
+    with connect_to(service.url) as waiting:
+        with connect_to(service.url) as first, connect_to(service.url) as second:
             for uploading in (first, second):
                 uploading.sendall(head + b"\r\n")
             memory_in_use = 'history_memory_used_bytes{pool="parts"}'
-            until(lambda: service.metrics()[memory_in_use] == 2 * SMALL_PART)
+            wait_until(lambda: service.metrics()[memory_in_use] == 2 * SMALL_PART)
             waiting.sendall(head + b"X-Request-Id: waiting\r\n\r\n")
-            until(lambda: service.metrics()['history_memory_waiters{pool="parts"}'] == 1)
+            wait_until(lambda: service.metrics()['history_memory_waiters{pool="parts"}'] == 1)
             time.sleep(0.4)
         waiting.sendall(bytes(SMALL_PART))
-        assert read_answer(waiting).startswith(b"HTTP/1.1 200")
+        assert read_response(waiting).startswith(b"HTTP/1.1 200")
     fields_by_wait["budget"] = wait_for_fields(caplog, "waiting")
     for longest_wait, fields in fields_by_wait.items():
         seconds = {name: fields[f"seconds_{name}"] for name in fields_by_wait}
@@ -224,10 +224,10 @@ def test_s3_calls_and_retries_are_counted(service: Service, proxy: Proxy) -> Non
 def test_aborted_uploads_are_counted_by_reason(service: Service) -> None:
     before = service.metrics()
     service.http.post("/upload", content=b"")
-    with dial(service.url) as connection:
+    with connect_to(service.url) as connection:
         connection.sendall(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nbun")
     name = 'history_uploads_aborted_total{reason="%s"}'
-    until(lambda: metric_increases(service, before).get(name % "client_gone") == 1)
+    wait_until(lambda: metric_increases(service, before).get(name % "client_gone") == 1)
     assert metric_increases(service, before)[name % "empty_bundle"] == 1
 
 

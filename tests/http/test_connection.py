@@ -16,8 +16,8 @@ import pytest
 from service.http.server.connection import SMALL_READ
 from service.http.server.parser import RequestParser
 from tests.support.clients.signing import random_bytes, sign
-from tests.support.clients.sockets import dial, read_all, read_answer
-from tests.support.services.thread import Serve, Service
+from tests.support.clients.sockets import connect_to, read_response, read_until_closed
+from tests.support.services.thread import Service, StartService
 
 KIB = 1024
 LARGE = 300 * KIB
@@ -121,17 +121,17 @@ def pieces(random: Random, request: bytes) -> list[bytes]:
 def run(service: Service, conversation: Conversation) -> tuple[bytes, list[bytes]]:
     """Return all responses, without their unique parts, and the bundles that were stored."""
     responses = bytearray()
-    with dial(service.url) as connection, suppress(ConnectionResetError, BrokenPipeError):
+    with connect_to(service.url) as connection, suppress(ConnectionResetError, BrokenPipeError):
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for number, request in enumerate(conversation.requests, start=1):
             for piece in request:
                 connection.sendall(piece)
                 time.sleep(0.002)  # So that the service reads each piece by itself.
             if not conversation.pipelined and number < len(conversation.requests):
-                responses += read_answer(connection)
+                responses += read_response(connection)
         if conversation.half_closes:
             connection.shutdown(socket.SHUT_WR)
-        responses += read_all(connection)
+        responses += read_until_closed(connection)
     ids = re.findall(rb"\r\n\r\n(" + UUID + rb")", responses)
     return UNIQUE.sub(b"", responses), [
         stored_bundle(service, bundle_id.decode()) for bundle_id in ids
@@ -221,10 +221,10 @@ def test_parser_is_not_skipped_once_the_response_has_started() -> None:
 
 
 def test_two_servers_in_one_process_do_not_share_read_buffers(
-    service: Service, serve: Serve
+    service: Service, start_service: StartService
 ) -> None:
     """Each server's thread reads while the other one processes what it has read."""
-    other_service = serve()
+    other_service = start_service()
     bundles = [random_bytes(seed, 300_000) for seed in range(2)]
 
     def upload(target: Service, bundle: bytes) -> set[int]:

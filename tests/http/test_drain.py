@@ -16,9 +16,9 @@ import pytest
 from service.http.server import server
 from tests.support.clients import load
 from tests.support.clients.signing import sign
-from tests.support.clients.sockets import begin_upload, dial, read_all
-from tests.support.polling import until
-from tests.support.services.process import TRACED, serving_bucket
+from tests.support.clients.sockets import begin_upload, connect_to, read_until_closed
+from tests.support.polling import wait_until
+from tests.support.services.process import COVERAGE_VARIABLES, service_process_for
 from tests.support.services.thread import SMALL_PART
 from tests.support.stores import Store
 from tests.support.stores.buckets import (
@@ -72,7 +72,7 @@ class Replica:
 def replica(store: Store, s3: Any, request: pytest.FixtureRequest) -> Iterator[Replica]:
     bucket = new_bucket(s3)
     settings = {"HISTORY_PART_SIZE": "5MiB", **request.param}
-    with serving_bucket(store, bucket, **TRACED, **settings) as (url, process):
+    with service_process_for(store, bucket, **COVERAGE_VARIABLES, **settings) as (url, process):
         yield Replica(url, process, bucket, s3)
 
 
@@ -93,12 +93,16 @@ def test_running_transfers_are_completed_before_the_process_ends(replica: Replic
     """The replica also serves new requests during the drain delay."""
     bundle_id = httpx.post(f"{replica.url}/upload", content=BUNDLE, trust_env=False).text
     proof = "".join(f"{name}: {value}\r\n" for name, value in sign(KEY, BUNDLE).items())
-    with replica.begin_upload() as upload, dial(replica.url) as download, dial(replica.url) as last:
+    with (
+        replica.begin_upload() as upload,
+        connect_to(replica.url) as download,
+        connect_to(replica.url) as last,
+    ):
         get = f"GET /files/{bundle_id} HTTP/1.1\r\nHost: x\r\n"
         download.sendall(f"{get}{proof}\r\n".encode())
         received = download.recv(1000)
         replica.process.send_signal(signal.SIGTERM)
-        until(lambda: replica.get("/readyz").status_code == 503)
+        wait_until(lambda: replica.get("/readyz").status_code == 503)
         for path, status in (("/readyz", 503), ("/healthz", 200), ("/nowhere", 404)):
             response = replica.get(path)
             assert (response.status_code, response.headers["Connection"]) == (status, "close")
@@ -107,17 +111,17 @@ def test_running_transfers_are_completed_before_the_process_ends(replica: Replic
         assert response.status_code == 200
         last.sendall(get.encode())
 
-        until(lambda: replica.refuses_connections)
+        wait_until(lambda: replica.refuses_connections)
         time.sleep(server.LAST_REQUESTS + 0.3)
         assert replica.process.poll() is None
         last.sendall(f"{proof}\r\n".encode())
-        refused = read_all(last)
+        refused = read_until_closed(last)
         assert refused.startswith(b"HTTP/1.1 503 ")
         assert b'"code": "draining"' in refused
         assert b"\r\nretry-after: " in refused.lower()
         upload.sendall(BUNDLE[len(BUNDLE) // 2 :])
-        assert b"\r\nlocation: /files/" in read_all(upload)
-        received += read_all(download)
+        assert b"\r\nlocation: /files/" in read_until_closed(upload)
+        received += read_until_closed(download)
         assert received.endswith(b"\r\n\r\n" + BUNDLE)
     assert replica.process.wait(5) == 0
     assert len(replica.all_keys()) == 3
@@ -126,9 +130,9 @@ def test_running_transfers_are_completed_before_the_process_ends(replica: Replic
 @settings(drain_delay="0s", drain_timeout="1s")
 def test_upload_that_exceeds_the_drain_timeout_gets_503_and_is_removed(replica: Replica) -> None:
     with replica.begin_upload(3 * len(BUNDLE)) as upload:
-        until(lambda: len(replica.all_keys()) == 1)
+        wait_until(lambda: len(replica.all_keys()) == 1)
         replica.process.send_signal(signal.SIGTERM)
-        response = read_all(upload)
+        response = read_until_closed(upload)
         assert response.startswith(b"HTTP/1.1 503 ")
         assert b'"code": "draining"' in response
         assert replica.process.wait(10) == 0
@@ -139,7 +143,7 @@ def test_upload_that_exceeds_the_drain_timeout_gets_503_and_is_removed(replica: 
 def test_second_signal_ends_the_process_at_once(replica: Replica) -> None:
     with replica.begin_upload(), time_limit(5):
         replica.process.send_signal(signal.SIGTERM)
-        until(lambda: replica.get("/readyz").status_code == 503)
+        wait_until(lambda: replica.get("/readyz").status_code == 503)
         replica.process.send_signal(signal.SIGTERM)
         assert replica.process.wait(5) == 0
 
@@ -148,7 +152,7 @@ def test_second_signal_ends_the_process_at_once(replica: Replica) -> None:
 def test_second_signal_during_the_drain_timeout_ends_the_process_at_once(replica: Replica) -> None:
     with replica.begin_upload(), time_limit(8):
         replica.process.send_signal(signal.SIGTERM)
-        until(lambda: replica.refuses_connections)
+        wait_until(lambda: replica.refuses_connections)
         replica.process.send_signal(signal.SIGTERM)
         assert replica.process.wait(5) == 0
 
@@ -179,7 +183,7 @@ def test_20_slow_uploads_and_20_slow_downloads_complete_during_shutdown(replica:
     assert rounds >= 5
 
 
-async def shut_down_during_transfers(replica: Replica) -> tuple[list[load.Answer], int]:
+async def shut_down_during_transfers(replica: Replica) -> tuple[list[load.Response], int]:
     """Return all responses, and the number of rounds of requests after the signal."""
     first = await load.upload(replica.url, LONG)
     bundle_id = first.body.decode()
@@ -187,14 +191,14 @@ async def shut_down_during_transfers(replica: Replica) -> tuple[list[load.Answer
         asyncio.create_task(transfer)
         for _ in range(20)
         for transfer in (
-            load.upload(replica.url, LONG, seconds=SLOW),
-            load.download(replica.url, bundle_id, LONG, seconds=SLOW),
+            load.upload(replica.url, LONG, duration=SLOW),
+            load.download(replica.url, bundle_id, LONG, duration=SLOW),
         )
     ]
     await asyncio.sleep(SLOW / 3)
     replica.process.send_signal(signal.SIGTERM)
     signalled_at, responses = time.monotonic(), [first]
-    await asyncio.to_thread(until, lambda: replica.get("/readyz").status_code == 503)
+    await asyncio.to_thread(wait_until, lambda: replica.get("/readyz").status_code == 503)
     while time.monotonic() - signalled_at < 3.5:
         responses.append(await load.upload(replica.url, SHORT))
         responses.append(await load.download(replica.url, responses[-1].body.decode(), SHORT))

@@ -9,9 +9,9 @@ from service.errors import Draining, StorageUnavailable
 from service.http import health
 from service.http.health import Readiness
 from tests.support.clients.signing import sign
-from tests.support.polling import until
+from tests.support.polling import wait_until
 from tests.support.proxy import Delay, Fault, Proxy
-from tests.support.services.thread import Serve
+from tests.support.services.thread import StartService
 from tests.support.stores import Store
 
 
@@ -83,30 +83,32 @@ def test_draining_process_is_not_ready() -> None:
     asyncio.run(main())
 
 
-def test_readyz_is_503_while_the_store_is_unavailable(store: Store, serve: Serve) -> None:
+def test_readyz_is_503_while_the_store_is_unavailable(
+    store: Store, start_service: StartService
+) -> None:
     with Proxy(store.endpoint_url) as proxy:
-        service = serve(endpoint_url=proxy.url)
+        service = start_service(endpoint_url=proxy.url)
 
         def status() -> int:
             return service.http.get("/readyz").status_code
 
         assert status() == 200
-        proxy.unplug()
-        until(lambda: status() == 503, seconds=5)
+        proxy.disable()
+        wait_until(lambda: status() == 503, timeout=5)
         response = service.http.get("/readyz")
         assert response.json()["code"] == "storage_unavailable"
         assert "Retry-After" in response.headers
         assert service.http.get("/healthz").status_code == 200
-        proxy.plug()
-        until(lambda: status() == 200, seconds=4)
+        proxy.enable()
+        wait_until(lambda: status() == 200, timeout=4)
         proxy.faults.append(Fault("HeadBucket", Delay(30), times=None))
-        until(lambda: status() == 503, seconds=5)
+        wait_until(lambda: status() == 503, timeout=5)
 
 
 def test_missing_bucket_is_logged_and_makes_the_service_unavailable(
-    store: Store, serve: Serve, caplog: pytest.LogCaptureFixture
+    store: Store, start_service: StartService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    service = serve(bucket="no-such-bucket")
+    service = start_service(bucket="no-such-bucket")
     [message] = [
         record.getMessage() for record in caplog.records if record.name == "service.s3.calls"
     ]

@@ -29,7 +29,7 @@ from service.http import about
 from service.http.problems import STATUS
 from service.http.routes import ROUTES
 from tests.support.repository import ROOT
-from tests.support.services.thread import Serve, Service
+from tests.support.services.thread import Service, StartService
 
 DOCUMENT = json.loads(about.openapi_document(retention=604_800, require_hmac=True))
 
@@ -101,7 +101,9 @@ def test_document_has_every_error_code_with_its_status() -> None:
     assert documented == STATUS
 
 
-def test_served_document_has_the_limits_of_this_server(service: Service, serve: Serve) -> None:
+def test_served_document_has_the_limits_of_this_server(
+    service: Service, start_service: StartService
+) -> None:
     response = service.http.get("/openapi.json")
     assert response.headers["Content-Type"] == "application/json"
     assert response.json() == DOCUMENT
@@ -110,7 +112,7 @@ def test_served_document_has_the_limits_of_this_server(service: Service, serve: 
     assert (head.status_code, head.content) == (200, b"")
     assert head.headers["Content-Length"] == response.headers["Content-Length"]
 
-    without_hmac = serve(require_hmac=False, retention="1h")
+    without_hmac = start_service(require_hmac=False, retention="1h")
     parameters = without_hmac.http.get("/openapi.json").json()["components"]["parameters"]
     assert parameters["Ttl"]["schema"]["maximum"] == 3600
     assert not parameters["Hmac"]["required"]

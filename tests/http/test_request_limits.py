@@ -15,9 +15,9 @@ from service.http.middleware import MAX_TARGET_SIZE
 from service.http.problems import STATUS
 from service.http.server.parser import MAX_HEAD_LINES, MAX_HEAD_SIZE
 from tests.support.clients import path_spellings
-from tests.support.clients.malicious import HANGING, Attack, attacking
-from tests.support.clients.sockets import dial, raw_request, read_all, read_answer
-from tests.support.services.process import memory, serving_bucket
+from tests.support.clients.malicious import STILL_OPEN, Attack, running_attacks
+from tests.support.clients.sockets import connect_to, raw_request, read_response, read_until_closed
+from tests.support.services.process import process_memory, service_process_for
 from tests.support.services.thread import Service
 from tests.support.stores import Store
 from tests.support.stores.buckets import new_bucket
@@ -109,24 +109,24 @@ def send_until_closed(connection: socket.socket, request: bytes) -> None:
 def test_request_over_a_limit_gets_a_problem(service: Service, name: str) -> None:
     """The complete response arrives, even if the client is still sending."""
     request, code = REFUSED[name]
-    with dial(service.url) as connection:
+    with connect_to(service.url) as connection:
         send_until_closed(connection, request)
-        status, problem = parse_problem(read_all(connection))
+        status, problem = parse_problem(read_until_closed(connection))
     assert (status, problem["code"]) == (STATUS[code], code)
     assert problem["status"] == status
 
 
 def test_upload_with_too_many_trailers_is_refused(service: Service) -> None:
     """A read of 256 KiB can hold 60,000 trailers, which would take 60,000 objects and 0.2 s."""
-    service.clear()
+    service.delete_objects()
     for request in (
         upload_with_trailers(MAX_HEAD_LINES + 2),
         upload_with_trailers(10, b"a:" + b"x" * 2000),
         upload_with_trailers(60_000),
     ):
-        with dial(service.url) as connection:
+        with connect_to(service.url) as connection:
             send_until_closed(connection, request)
-            assert parse_problem(read_all(connection))[0] == 431
+            assert parse_problem(read_until_closed(connection))[0] == 431
     assert service.objects() == []
 
 
@@ -202,9 +202,9 @@ def slowest_health_check(url: str, *, count: int) -> float:
 @pytest.mark.soak
 def test_health_check_is_fast_during_a_flood_of_requests(store: Store, s3: Any, name: str) -> None:
     """Ten connections send requests without a pause. Each health check takes less than 100 ms."""
-    with serving_bucket(store, new_bucket(s3)) as (url, _):
+    with service_process_for(store, new_bucket(s3)) as (url, _):
         slowest_health_check(url, count=10)
-        with attacking(url, Attack(10, FLOODS[name], flood=True)) as attackers:
+        with running_attacks(url, Attack(10, FLOODS[name], flood=True)) as attackers:
             slowest = slowest_health_check(url, count=200)
             [report] = attackers.stop()
     print(f"\n{name}: {report.sent >> 20} MiB of heads; slowest {slowest * 1e3:.1f} ms")
@@ -215,27 +215,30 @@ def test_health_check_is_fast_during_a_flood_of_requests(store: Store, s3: Any, 
 @contextmanager
 def connections_with_large_heads(url: str, count: int) -> Iterator[None]:
     """Keep `count` connections in each state: idle, waiting for a body, and with half a head."""
-    attacks = Attack(count, NO_BODY, every=5), Attack(count, HALF_SENT, every=5)
-    with ExitStack() as connections, attacking(url, *attacks) as attackers:
+    attacks = Attack(count, NO_BODY, interval=5), Attack(count, HALF_SENT, interval=5)
+    with ExitStack() as connections, running_attacks(url, *attacks) as attackers:
         for _ in range(count):
-            connection = connections.enter_context(dial(url))
+            connection = connections.enter_context(connect_to(url))
             connection.sendall(COMPLETE.encode())
-            assert read_answer(connection).startswith(b"HTTP/1.1 200")
+            assert read_response(connection).startswith(b"HTTP/1.1 200")
         yield
         no_body, half_sent = attackers.stop()
-    assert set(no_body.counts) <= {HANGING, "408"}
-    assert set(half_sent.counts) <= {HANGING, "reset"}
+    assert set(no_body.counts) <= {STILL_OPEN, "408"}
+    assert set(half_sent.counts) <= {STILL_OPEN, "reset"}
 
 
 @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.soak)])
 def test_memory_for_many_request_heads_is_bounded(store: Store, s3: Any, count: int) -> None:
     """The memory budget + 160 MiB are enough for 1,000 connections in each of three states."""
-    with serving_bucket(store, new_bucket(s3), HISTORY_MEMORY_BUDGET="64MiB") as (url, process):
+    with service_process_for(store, new_bucket(s3), HISTORY_MEMORY_BUDGET="64MiB") as (
+        url,
+        process,
+    ):
         slowest_health_check(url, count=10)
-        before = memory(process.pid, "VmRSS")
+        before = process_memory(process.pid, "VmRSS")
         with connections_with_large_heads(url, count):
-            loaded = memory(process.pid, "VmRSS")
-        peak = memory(process.pid, "VmHWM")
+            loaded = process_memory(process.pid, "VmRSS")
+        peak = process_memory(process.pid, "VmHWM")
     print(f"\n3 × {count} heads: {before / MIB:.0f} MiB without, {loaded / MIB:.0f} MiB with them")
     assert loaded - before < 3 * count * 32 * KIB
     assert peak <= (64 + 160) * MIB

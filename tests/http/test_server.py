@@ -9,19 +9,25 @@ import pytest
 from service.http import slow_clients
 from service.http.server import connection
 from tests.support.clients.signing import sign
-from tests.support.clients.sockets import dial, raw_request, read_all, read_answer, server_peers
+from tests.support.clients.sockets import (
+    connect_to,
+    connected_ports,
+    raw_request,
+    read_response,
+    read_until_closed,
+)
 from tests.support.marks import needs_proc
-from tests.support.polling import until
-from tests.support.services.thread import Serve, Service
+from tests.support.polling import wait_until
+from tests.support.services.thread import Service, StartService
 
 KEY = "a signing key"
 MIB = 1 << 20
 
 
 @pytest.fixture
-def short_timeout_service(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> Service:
+def short_timeout_service(start_service: StartService, monkeypatch: pytest.MonkeyPatch) -> Service:
     monkeypatch.setattr(connection, "HEAD_TIMEOUT", 1.0)
-    return serve(read_timeout="1s")
+    return start_service(read_timeout="1s")
 
 
 @pytest.mark.parametrize("head", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\n"])
@@ -36,9 +42,9 @@ def test_connection_without_a_complete_head_is_closed(
 
 def test_slow_second_head_on_a_connection_times_out(short_timeout_service: Service) -> None:
     request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-    with dial(short_timeout_service.url) as connection:
+    with connect_to(short_timeout_service.url) as connection:
         connection.sendall(request)
-        assert read_answer(connection).startswith(b"HTTP/1.1 200")
+        assert read_response(connection).startswith(b"HTTP/1.1 200")
         started = time.monotonic()
         with suppress(OSError):
             while True:
@@ -53,13 +59,13 @@ def test_client_that_receives_nothing_is_disconnected(short_timeout_service: Ser
     proof = sign(KEY, bundle)
     bundle_id = short_timeout_service.http.post("/upload", content=bundle, headers=proof).text
     proof_lines = "".join(f"{name}: {value}\r\n" for name, value in proof.items())
-    with dial(short_timeout_service.url) as connection:
+    with connect_to(short_timeout_service.url) as connection:
         connection.sendall(
             f"GET /files/{bundle_id} HTTP/1.1\r\nHost: x\r\n{proof_lines}\r\n".encode()
         )
         port = connection.getsockname()[1]
-        until(lambda: port in server_peers(short_timeout_service.url), seconds=5)
-        until(lambda: port not in server_peers(short_timeout_service.url), seconds=10)
+        wait_until(lambda: port in connected_ports(short_timeout_service.url), timeout=5)
+        wait_until(lambda: port not in connected_ports(short_timeout_service.url), timeout=10)
 
 
 @pytest.fixture
@@ -71,7 +77,7 @@ def short_grace_service(service: Service, monkeypatch: pytest.MonkeyPatch) -> Se
 
 def test_upload_below_the_minimum_rate_gets_408(short_grace_service: Service) -> None:
     started = time.monotonic()
-    with dial(short_grace_service.url) as connection:
+    with connect_to(short_grace_service.url) as connection:
         connection.sendall(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 99999\r\n\r\n")
         connection.settimeout(0.05)
         response = b""
@@ -80,7 +86,7 @@ def test_upload_below_the_minimum_rate_gets_408(short_grace_service: Service) ->
             with suppress(TimeoutError):
                 response = connection.recv(65_536)
         connection.settimeout(15)
-        response += read_all(connection)
+        response += read_until_closed(connection)
         assert 0.9 < time.monotonic() - started < 5
         assert response.startswith(b"HTTP/1.1 408")
         assert b'"upload_timeout"' in response
@@ -107,27 +113,27 @@ def test_download_below_the_minimum_rate_is_disconnected(
             connection.recv(rate * 1024 // 2, socket.MSG_WAITALL)
             time.sleep(0.5)
         if rate > 16:
-            assert port in server_peers(short_grace_service.url)
+            assert port in connected_ports(short_grace_service.url)
         else:
-            until(lambda: port not in server_peers(short_grace_service.url), seconds=10)
+            wait_until(lambda: port not in connected_ports(short_grace_service.url), timeout=10)
 
 
 def test_client_that_half_closes_after_its_upload_gets_the_id(service: Service) -> None:
-    with dial(service.url) as connection:
+    with connect_to(service.url) as connection:
         connection.sendall(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n\r\nbundle")
         connection.shutdown(socket.SHUT_WR)
-        response = read_all(connection)
+        response = read_until_closed(connection)
     assert response.startswith(b"HTTP/1.1 200")
     bundle_id = response.split(b"\r\n\r\n")[1].decode()
     assert service.fetch(bundle_id, sign(KEY, b"bundle")).content == b"bundle"
 
 
 def test_incomplete_upload_that_is_half_closed_stores_nothing(service: Service) -> None:
-    service.clear()
-    with dial(service.url) as connection:
+    service.delete_objects()
+    with connect_to(service.url) as connection:
         connection.sendall(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nbundle")
         connection.shutdown(socket.SHUT_WR)
-        assert read_all(connection) == b""
+        assert read_until_closed(connection) == b""
     assert not service.objects()
 
 
@@ -164,13 +170,13 @@ def test_invalid_request_gets_4xx_and_logs_no_error(
 def test_invalid_chunk_after_an_early_response_logs_no_error(
     service: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with dial(service.url) as connection:
+    with connect_to(service.url) as connection:
         connection.sendall(
             b"POST /upload HTTP/1.1\r\nHost: x\r\nX-HMAC: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
-        assert read_answer(connection).startswith(b"HTTP/1.1 400")
+        assert read_response(connection).startswith(b"HTTP/1.1 400")
         connection.sendall(b"not a chunk\r\n")
-        read_all(connection)
+        read_until_closed(connection)
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 

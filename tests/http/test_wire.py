@@ -10,16 +10,16 @@ import pytest
 from service.http.problems import STATUS
 from tests.support.clients.signing import sign
 from tests.support.clients.sockets import (
-    dial,
-    hung_up,
+    connect_to,
+    peer_has_closed,
     problem_code,
     raw_request,
-    read_all,
-    read_answer,
     read_exactly,
+    read_response,
+    read_until_closed,
 )
-from tests.support.polling import until
-from tests.support.services.thread import Serve, Service
+from tests.support.polling import wait_until
+from tests.support.services.thread import Service, StartService
 
 KEY = "a signing key"
 MIB = 1 << 20
@@ -48,7 +48,7 @@ def test_response_before_the_end_of_the_body_arrives_complete(
     """The client sends another 8 MiB before it reads the response."""
     framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % (64 * MIB)
     piece = b"100000\r\n" + bytes(MIB) + b"\r\n" if chunked else bytes(MIB)
-    with dial(service.url) as connection:
+    with connect_to(service.url) as connection:
         connection.sendall(head + b"Host: x\r\n" + framing + b"\r\n\r\n")
         for _ in range(8):
             connection.sendall(piece)
@@ -59,22 +59,22 @@ def test_response_before_the_end_of_the_body_arrives_complete(
     assert response.headers["Connection"] == "close"
 
 
-def test_overload_is_reported_before_the_body_is_read(serve: Serve) -> None:
+def test_overload_is_reported_before_the_body_is_read(start_service: StartService) -> None:
     """Two slow uploads reserve all memory. A third upload is refused until they have ended."""
-    service = serve(memory_budget=10 * MIB, part_size=5 * MIB, queue_timeout="1s")
+    service = start_service(memory_budget=10 * MIB, part_size=5 * MIB, queue_timeout="1s")
     head = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 5242880\r\n\r\n"
-    with dial(service.url) as first, dial(service.url) as second:
+    with connect_to(service.url) as first, connect_to(service.url) as second:
         for connection in (first, second):
             connection.sendall(head + b"some")
         memory_in_use = 'history_memory_used_bytes{pool="parts"}'
-        until(lambda: service.metrics()[memory_in_use] == 10 * MIB)
+        wait_until(lambda: service.metrics()[memory_in_use] == 10 * MIB)
         response = raw_request(service.url, head)
         assert response.startswith(b"HTTP/1.1 503 ")
         assert b"retry-after: " in response
         assert problem_code(response) == b"overloaded"
         small = service.http.post("/upload", content=iter([b"a small bundle needs no part"]))
         assert small.status_code == 200
-    until(lambda: service.http.post("/upload", content=bytes(5 * MIB)).status_code == 200)
+    wait_until(lambda: service.http.post("/upload", content=bytes(5 * MIB)).status_code == 200)
 
 
 def test_connection_is_closed_two_seconds_after_an_early_response(service: Service) -> None:
@@ -91,16 +91,16 @@ def test_expect_100_continue_is_refused_or_confirmed_before_the_body(service: Se
     head = b"POST /upload HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n"
     response = raw_request(service.url, head + b"Content-Length: 999999999999\r\n\r\n")
     assert response.startswith(b"HTTP/1.1 413 ")
-    with dial(service.url) as connection:
+    with connect_to(service.url) as connection:
         connection.sendall(head + b"Connection: close\r\nContent-Length: 6\r\n\r\n")
         interim_response = b"HTTP/1.1 100 Continue\r\n\r\n"
         assert read_exactly(connection, len(interim_response)) == interim_response
         connection.sendall(b"bundle")
-        assert read_all(connection).startswith(b"HTTP/1.1 200 ")
+        assert read_until_closed(connection).startswith(b"HTTP/1.1 200 ")
 
 
-def test_stalled_upload_times_out(serve: Serve) -> None:
-    service = serve(read_timeout="1s")
+def test_stalled_upload_times_out(start_service: StartService) -> None:
+    service = start_service(read_timeout="1s")
     response = raw_request(
         service.url, b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nsome"
     )
@@ -109,16 +109,16 @@ def test_stalled_upload_times_out(serve: Serve) -> None:
     assert not service.objects()
 
 
-def test_client_that_never_reads_is_disconnected(serve: Serve) -> None:
-    service = serve(read_timeout="1s")
+def test_client_that_never_reads_is_disconnected(start_service: StartService) -> None:
+    service = start_service(read_timeout="1s")
     bundle = bytes(20 * MIB)
     bundle_id = service.upload(bundle)
     proof = "".join(f"{name}: {value}\r\n" for name, value in sign(KEY, bundle).items())
-    with dial(service.url) as connection:
+    with connect_to(service.url) as connection:
         connection.sendall(f"GET /files/{bundle_id} HTTP/1.1\r\nHost: x\r\n{proof}\r\n".encode())
-        until(lambda: hung_up(connection), seconds=10)
+        wait_until(lambda: peer_has_closed(connection), timeout=10)
         with pytest.raises(ConnectionResetError):
-            read_all(connection)
+            read_until_closed(connection)
 
 
 def test_request_with_two_body_lengths_is_refused(service: Service) -> None:
@@ -133,15 +133,15 @@ def test_request_with_two_body_lengths_is_refused(service: Service) -> None:
     assert problem_code(response) == b"malformed_header"
 
 
-def test_slow_but_steady_client_downloads_the_whole_bundle(serve: Serve) -> None:
+def test_slow_but_steady_client_downloads_the_whole_bundle(start_service: StartService) -> None:
     """The client receives bytes all the time, whatever the kernel's buffers hold."""
-    service = serve(read_timeout="1s")
+    service = start_service(read_timeout="1s")
     bundle = os.urandom(6 * MIB)
     proof = sign(KEY, bundle)
     bundle_id = service.http.post("/upload", content=bundle, headers=proof).text
     proof_lines = "".join(f"{name}: {value}\r\n" for name, value in proof.items())
     received = bytearray()
-    with dial(service.url) as connection:
+    with connect_to(service.url) as connection:
         head = f"Host: x\r\nConnection: close\r\n{proof_lines}\r\n"
         connection.sendall(f"GET /files/{bundle_id} HTTP/1.1\r\n{head}".encode())
         while data := connection.recv(65_536):
@@ -189,10 +189,10 @@ def test_bundle_id_is_accepted_in_every_spelling_of_a_uuid(service: Service, spe
 def test_http_1_0_and_keep_alive_are_supported(service: Service) -> None:
     response = raw_request(service.url, b"POST /upload HTTP/1.0\r\nContent-Length: 6\r\n\r\nbundle")
     assert response.split(b"\r\n")[0].endswith(b" 200 OK")
-    with dial(service.url) as connection:
+    with connect_to(service.url) as connection:
         for _ in range(3):
             connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert read_answer(connection).startswith(b"HTTP/1.1 200 ")
+            assert read_response(connection).startswith(b"HTTP/1.1 200 ")
 
 
 def test_proof_header_sent_twice_is_refused(service: Service) -> None:
@@ -253,22 +253,24 @@ def test_problem_has_the_members_of_rfc_9457(service: Service) -> None:
 
 
 def test_unexpected_error_is_logged_but_hidden_from_the_client(
-    serve: Serve, caplog: pytest.LogCaptureFixture
+    start_service: StartService, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken() -> float:
         raise ArithmeticError("an internal secret")
 
-    service = serve(clock=broken)
+    service = start_service(clock=broken)
     response = service.http.post(
         "/upload", content=b"bundle", headers={"Origin": "https://a.example"}
     )
     assert (response.status_code, response.json()["code"]) == (500, "internal_error")
     assert "secret" not in response.text
     assert response.headers["Access-Control-Allow-Origin"] == "*"
-    until(lambda: "an internal secret" in caplog.text)
+    wait_until(lambda: "an internal secret" in caplog.text)
 
 
-def test_cors_headers_are_sent_to_allowed_origins(serve: Serve, service: Service) -> None:
+def test_cors_headers_are_sent_to_allowed_origins(
+    start_service: StartService, service: Service
+) -> None:
     preflight = {"Access-Control-Request-Method": "POST", "Origin": "https://app.example"}
     response = service.http.options(
         "/upload", headers={**preflight, "Access-Control-Request-Headers": "x-hmac,x-signing-key"}
@@ -284,7 +286,7 @@ def test_cors_headers_are_sent_to_allowed_origins(serve: Serve, service: Service
         response = service.http.get(path, headers={"Origin": "https://app.example"})
         assert response.headers["Access-Control-Allow-Origin"] == "*"
         assert "Sunset" in response.headers["Access-Control-Expose-Headers"]
-    restricted = serve(cors_origins="https://app.example, https://other.example")
+    restricted = start_service(cors_origins="https://app.example, https://other.example")
     for origin, allowed in (("https://app.example", True), ("https://evil.example", False)):
         response = restricted.http.get("/", headers={"Origin": origin})
         assert ("Access-Control-Allow-Origin" in response.headers) is allowed

@@ -15,7 +15,7 @@ import pytest
 
 from service.bundles.background import CLOSE_TIMEOUT
 from service.settings import Settings
-from tests.support.polling import until
+from tests.support.polling import wait_until
 from tests.support.repository import ROOT
 from tests.support.stores import Store
 from tests.support.stores.access import aws_environment
@@ -76,7 +76,7 @@ def test_image_build_steps_work_and_the_service_writes_no_files(
             run_health_check = partial(
                 subprocess.run, health_check, env=environment, stderr=subprocess.DEVNULL
             )
-            until(lambda: run_health_check(check=False).returncode == 0, seconds=20)
+            wait_until(lambda: run_health_check(check=False).returncode == 0, timeout=20)
             process.send_signal(signal.SIGTERM)
             assert process.wait(20) == 0
     assert sorted(app.rglob("*")) == before

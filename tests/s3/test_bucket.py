@@ -12,11 +12,11 @@ from service.errors import BucketError
 from service.s3 import retries
 from service.s3.bucket import lifecycle_rule
 from service.settings import Settings
-from tests.support.polling import until
+from tests.support.polling import wait_until
 from tests.support.proxy import Fault, Proxy, Respond
-from tests.support.services.thread import make_bucket, running_service
+from tests.support.services.thread import init_bucket, running_service
 from tests.support.stores import Store
-from tests.support.stores.selection import GROUPS
+from tests.support.stores.selection import XDIST_GROUPS
 
 OTHER_RULE = {
     "ID": "another rule",
@@ -47,7 +47,7 @@ def rules(s3: Any, config: Settings) -> list[dict[str, Any]]:
 def test_bucket_is_created_once_and_then_left_unchanged(
     store: Store, s3: Any, config: Settings
 ) -> None:
-    first = make_bucket(store, config)
+    first = init_bucket(store, config)
     assert first[0] == f"bucket {config.bucket}: created"
     assert (
         first[1] == "lifecycle: set (bundles are removed after 8 days, abandoned uploads after 1)"
@@ -58,7 +58,7 @@ def test_bucket_is_created_once_and_then_left_unchanged(
     assert set(block.values()) == {True}
     s3.put_object(Bucket=config.bucket, Key="bundles/x", Body=b"the owner may write")
 
-    second = make_bucket(store, config)
+    second = init_bucket(store, config)
     assert second[:2] == [
         f"bucket {config.bucket}: exists",
         "lifecycle: unchanged (bundles are removed after 8 days, abandoned uploads after 1)",
@@ -74,7 +74,7 @@ def test_lifecycle_rules_of_others_are_kept(store: Store, s3: Any, config: Setti
         Bucket=config.bucket, LifecycleConfiguration={"Rules": [OTHER_RULE]}
     )
     for retention, days in ((30 * 86_400, 31), (5400, 1)):
-        lines = make_bucket(store, Settings(bucket=config.bucket, retention=retention))
+        lines = init_bucket(store, Settings(bucket=config.bucket, retention=retention))
         ids = {rule["ID"]: rule["Expiration"]["Days"] for rule in rules(s3, config)}
         assert ids == {OTHER_RULE["ID"]: 3, "message-history-server bundles/": days}
     assert lines[1].startswith(
@@ -86,7 +86,7 @@ def test_bucket_is_created_in_the_configured_region(
     store: Store, s3: Any, config: Settings
 ) -> None:
     other_region = replace(store, region="eu-west-3")
-    assert make_bucket(other_region, config)[0].endswith("created")
+    assert init_bucket(other_region, config)[0].endswith("created")
     location = s3.get_bucket_location(Bucket=config.bucket)
     assert location["LocationConstraint"] == "eu-west-3"
 
@@ -96,10 +96,10 @@ def test_bucket_created_by_another_process_at_the_same_time_is_used(
 ) -> None:
     with Proxy(store.endpoint_url) as proxy:
         proxy.faults.append(Fault("HeadBucket", Respond(404, "NoSuchBucket")))
-        make_bucket(store, config)
+        init_bucket(store, config)
         proxy.faults.append(Fault("CreateBucket", Respond(409, "BucketAlreadyOwnedByYou")))
         proxied = replace(store, endpoint_url=proxy.url)
-        assert make_bucket(proxied, config)[0] == f"bucket {config.bucket}: exists"
+        assert init_bucket(proxied, config)[0] == f"bucket {config.bucket}: exists"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_missing_feature_of_a_store_is_reported_and_skipped(
         proxy.faults.append(Fault(operation, response, times=None))
         absent = Respond(404, "ServerSideEncryptionConfigurationNotFoundError")
         proxy.faults.append(Fault("GetBucketEncryption", absent, times=None))
-        lines = make_bucket(proxied, config)
+        lines = init_bucket(proxied, config)
     assert any(line.startswith(message) and response.code in line for line in lines)
     assert len(lines) == 4
 
@@ -143,20 +143,20 @@ def test_refused_call_is_reported_with_the_next_step(
         proxied = replace(store, endpoint_url=proxy.url)
         proxy.faults.append(Fault(operation, response, times=None))
         with pytest.raises(BucketError, match=message):
-            make_bucket(proxied, config)
+            init_bucket(proxied, config)
 
 
 def test_unreachable_store_is_reported(store: Store, config: Settings) -> None:
     with Proxy(store.endpoint_url) as proxy:
-        proxy.unplug()
+        proxy.disable()
         with pytest.raises(BucketError, match="cannot be reached"):
-            make_bucket(replace(store, endpoint_url=proxy.url), config)
+            init_bucket(replace(store, endpoint_url=proxy.url), config)
 
 
-@GROUPS["ceph"]
+@XDIST_GROUPS["ceph"]
 def test_lifecycle_removes_bundles_and_abandoned_uploads(get_store: Callable[[str], Store]) -> None:
     """For the lifecycle of this store, a day takes two seconds."""
-    fast_store = get_store("hasty_ceph")
+    fast_store = get_store("ceph_with_short_days")
     s3 = boto3.client(
         "s3",
         endpoint_url=fast_store.endpoint_url,
@@ -165,11 +165,11 @@ def test_lifecycle_removes_bundles_and_abandoned_uploads(get_store: Callable[[st
         region_name=fast_store.region,
     )
     settings = Settings(bucket=f"history-{uuid4()}", retention=1)
-    make_bucket(fast_store, settings)
+    init_bucket(fast_store, settings)
     with running_service(fast_store, s3, bucket=settings.bucket, retention=1) as service:
         bundle_id = service.upload(b"bundle")
         s3.create_multipart_upload(Bucket=settings.bucket, Key=f"bundles/{uuid4()}")
         s3.put_object(Bucket=settings.bucket, Key="elsewhere", Body=b"kept")
         assert f"bundles/{bundle_id}" in service.objects()
-        until(lambda: service.objects() == ["elsewhere"], seconds=60)
-        until(lambda: not service.multipart_uploads(), seconds=60)
+        wait_until(lambda: service.objects() == ["elsewhere"], timeout=60)
+        wait_until(lambda: not service.multipart_uploads(), timeout=60)

@@ -15,7 +15,7 @@ from service.s3 import retries
 from service.s3.check import Finding, check_bucket
 from service.s3.client import connect
 from service.settings import Settings
-from tests.support.services.thread import make_bucket
+from tests.support.services.thread import init_bucket
 from tests.support.stores import Store
 from tests.support.stores.access import aws_environment
 
@@ -29,7 +29,7 @@ UNCHECKED = {"moto", "localstack"}
 def bucket(store: Store, s3: Any) -> Iterator[str]:
     """A bucket that `init-bucket` created. It must be empty at the end of every test."""
     name = f"history-{uuid4()}"
-    make_bucket(store, Settings(bucket=name))
+    init_bucket(store, Settings(bucket=name))
     yield name
     s3.delete_bucket_policy(Bucket=name)
     assert "Contents" not in s3.list_objects_v2(Bucket=name)

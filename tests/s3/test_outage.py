@@ -14,9 +14,9 @@ from service.http import health
 from service.s3 import calls, retries
 from tests.support.clients import random_transfers
 from tests.support.clients.signing import sign
-from tests.support.polling import until
+from tests.support.polling import wait_until
 from tests.support.proxy import Proxy
-from tests.support.services.thread import SMALL_PART, Serve, Service
+from tests.support.services.thread import SMALL_PART, Service, StartService
 from tests.support.stores import Store
 
 KEY = "the key that signs in an outage"
@@ -59,7 +59,7 @@ class LoadGenerator:
 
         The outage lasts until the clients have noticed it.
         """
-        async with self._service.many() as http:
+        async with self._service.async_client() as http:
             ids = [await self._upload(http, bundle) for bundle in self._bundles]
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._poll_readiness(http))
@@ -76,12 +76,12 @@ class LoadGenerator:
     async def _interrupt(self, proxy: Proxy, outage: float) -> tuple[float, float]:
         await asyncio.sleep(LOAD_SECONDS)
         started = time.monotonic()
-        await asyncio.to_thread(proxy.unplug)
+        await asyncio.to_thread(proxy.disable)
         await asyncio.sleep(outage)
         while math.inf in (self.seconds_to_failure(started), self.seconds_to_unready(started)):
             assert time.monotonic() < started + outage + 30, "the clients do not see the outage"
             await asyncio.sleep(0.02)
-        await asyncio.to_thread(proxy.plug)
+        await asyncio.to_thread(proxy.enable)
         ended = time.monotonic()
         while math.inf in (self.seconds_to_success(ended), self.seconds_to_ready(ended)):
             assert time.monotonic() < ended + 30, "the service does not recover"
@@ -165,28 +165,28 @@ def _short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_short_backoff")
 def test_service_recovers_from_an_outage_of_one_second(
-    store: Store, serve: Serve, caplog: pytest.LogCaptureFixture
+    store: Store, start_service: StartService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    check_outage(store, serve, caplog, seconds=1)
+    check_outage(store, start_service, caplog, seconds=1)
 
 
 @pytest.mark.soak
 def test_service_recovers_from_an_outage_of_ten_seconds(
-    store: Store, serve: Serve, caplog: pytest.LogCaptureFixture
+    store: Store, start_service: StartService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    check_outage(store, serve, caplog, seconds=10)
+    check_outage(store, start_service, caplog, seconds=10)
 
 
 def check_outage(
-    store: Store, serve: Serve, caplog: pytest.LogCaptureFixture, *, seconds: float
+    store: Store, start_service: StartService, caplog: pytest.LogCaptureFixture, *, seconds: float
 ) -> None:
     seed = random_transfers.seed(soak=seconds > 1)
     with Proxy(store.endpoint_url) as proxy:
-        service = serve(endpoint_url=proxy.url, part_size=SMALL_PART)
+        service = start_service(endpoint_url=proxy.url, part_size=SMALL_PART)
         load = LoadGenerator(service, random.Random(seed))
         started, ended = asyncio.run(asyncio.wait_for(load.run(proxy, seconds), 100))
-        until(lambda: len(service.objects()) == load.uploaded, seconds=15)
-        until(lambda: not service.multipart_uploads(), seconds=15)
+        wait_until(lambda: len(service.objects()) == load.uploaded, timeout=15)
+        wait_until(lambda: not service.multipart_uploads(), timeout=15)
     during = Counter(transfer.outcome for transfer in load.transfers if transfer.ended < ended)
     afterwards = Counter(
         transfer.outcome for transfer in load.transfers if transfer.started > ended

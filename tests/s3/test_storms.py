@@ -14,7 +14,7 @@ from tests.support.clients import random_transfers
 from tests.support.clients.signing import sign
 from tests.support.proxy import Action, Delay, Fault, Proxy, Reset, Respond, Stall
 from tests.support.services.metrics import metric_total
-from tests.support.services.thread import SMALL_PART, Serve, Service
+from tests.support.services.thread import SMALL_PART, Service, StartService
 from tests.support.stores import Store
 
 MIB = 1 << 20
@@ -95,21 +95,21 @@ def spread(actions: list[Action], *, every: int) -> list[Fault]:
     ],
 )
 def test_clients_do_not_notice_refusals_resets_and_stalls(
-    store: Store, serve: Serve, monkeypatch: pytest.MonkeyPatch, scenario: Scenario
+    store: Store, start_service: StartService, monkeypatch: pytest.MonkeyPatch, scenario: Scenario
 ) -> None:
     """S3 refuses 20 % of the requests, resets 10 % of the bodies, and stalls 2 to 4 % of both."""
     rng = random.Random(random_transfers.seed(soak=scenario.read_timeout is None))
     if scenario.read_timeout is not None:
         monkeypatch.setattr(client, "READ_TIMEOUT", scenario.read_timeout)
     with Proxy(store.endpoint_url) as proxy:
-        service = serve(endpoint_url=proxy.url, part_size=SMALL_PART)
+        service = start_service(endpoint_url=proxy.url, part_size=SMALL_PART)
         faults = scenario.faults(rng)
         proxy.faults += [fault for kind in faults.values() for fault in kind]
         started = time.monotonic()
         outcomes = asyncio.run(asyncio.wait_for(transfer_all(service, scenario, rng), 600))
         seconds = time.monotonic() - started
         proxy.faults.clear()
-        counts = {kind: sum(fault.struck for fault in faults[kind]) for kind in faults}
+        counts = {kind: sum(fault.injected for fault in faults[kind]) for kind in faults}
         print(
             f"{dict(outcomes)} in {seconds:.1f} s, {len(proxy.requests)} requests to S3, {counts}"
         )
@@ -139,7 +139,7 @@ async def transfer_all(service: Service, scenario: Scenario, rng: random.Random)
             equal = response.content == bundle
             outcomes[f"download {response.status_code}" if equal else "wrong content"] += 1
 
-    async with service.many() as http, asyncio.TaskGroup() as group:
+    async with service.async_client() as http, asyncio.TaskGroup() as group:
         for _ in range(scenario.concurrency):
             group.create_task(worker(http))
     return outcomes

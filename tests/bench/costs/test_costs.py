@@ -23,9 +23,9 @@ import uvloop
 
 from tests.bench.variants import plain_s3_client
 from tests.support.clients.signing import random_bytes, sign
-from tests.support.clients.sockets import dial
+from tests.support.clients.sockets import connect_to
 from tests.support.proxy import Proxy
-from tests.support.services.thread import Serve, Service
+from tests.support.services.thread import Service, StartService
 from tests.support.stores import Store
 from tests.support.stores.access import aws_environment
 
@@ -43,9 +43,9 @@ def proxy(store: Store) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def proxied(proxy: Proxy, serve: Serve) -> Service:
+def proxied(proxy: Proxy, start_service: StartService) -> Service:
     """A service with the default part size, which reaches S3 through the proxy."""
-    service = serve(endpoint_url=proxy.url)
+    service = start_service(endpoint_url=proxy.url)
     proxy.requests.clear()
     return service
 
@@ -154,12 +154,14 @@ def peak_memory(action: Callable[[], None]) -> float:
 
 
 @pytest.mark.parametrize("bundle", [ONE_PART, TWO_PARTS], ids=["8 MiB", "12 MiB"])
-def test_transfer_allocates_little_memory_beside_its_parts(serve: Serve, bundle: bytes) -> None:
+def test_transfer_allocates_little_memory_beside_its_parts(
+    start_service: StartService, bundle: bytes
+) -> None:
     """Chunks in transit take 0.9 MiB in uploads and 1.8 MiB in downloads, as measured.
 
     A copy of a part would take 8 MiB.
     """
-    service = serve()
+    service = start_service()
     proof = "".join(f"{name}: {value}\r\n" for name, value in sign(KEY, bundle).items())
     ids, received = list[str](), bytearray(13 * MIB)
 
@@ -169,7 +171,7 @@ def test_transfer_allocates_little_memory_beside_its_parts(serve: Serve, bundle:
 
     def download() -> None:
         free_space = memoryview(received)
-        with dial(service.url) as connection:
+        with connect_to(service.url) as connection:
             head = f"GET /files/{ids[-1]} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{proof}"
             connection.sendall(f"{head}\r\n".encode())
             while size := connection.recv_into(free_space):
@@ -250,11 +252,11 @@ the body through the parser (160), and sending a part in small pieces.
 
 @pytest.mark.usefixtures("no_debug_logs")
 def test_transfer_makes_few_function_calls_compared_to_a_plain_client(
-    serve: Serve, store: Store
+    start_service: StartService, store: Store
 ) -> None:
     """The number of calls depends neither on the machine nor on its load."""
     with CallCounter() as counter:
-        service = serve()
+        service = start_service()
 
     def calls_per_transfer(transfer: Callable[[], object]) -> Counter[str]:
         transfer()

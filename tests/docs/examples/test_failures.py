@@ -21,7 +21,7 @@ from tests.docs.examples.sandbox import (
     upload_bundle,
 )
 from tests.docs.examples.stub_server import StubServer
-from tests.support.services.thread import Serve
+from tests.support.services.thread import StartService
 
 MIB = 1 << 20
 
@@ -58,9 +58,9 @@ def test_shared_functions_of_the_python_scripts_are_identical() -> None:
 
 
 def test_failed_upload_prints_what_to_do(
-    tmp_path: Path, serve: Serve, stub: StubServer, closed_port: str
+    tmp_path: Path, start_service: StartService, stub: StubServer, closed_port: str
 ) -> None:
-    small = serve(max_bundle_size="1MiB").url
+    small = start_service(max_bundle_size="1MiB").url
     large, empty = tmp_path / "large", tmp_path / "no bytes"
     large.write_bytes(bytes(8 * MIB))
     empty.touch()
@@ -135,9 +135,11 @@ def test_failed_upload_prints_what_to_do(
     assert unexpected_results(tmp_path, cases) == {}
 
 
-def test_failed_fetch_prints_what_to_do(tmp_path: Path, serve: Serve, stub: StubServer) -> None:
+def test_failed_fetch_prints_what_to_do(
+    tmp_path: Path, start_service: StartService, stub: StubServer
+) -> None:
     now = [time.time()]
-    url = serve(clock=lambda: now[0]).url
+    url = start_service(clock=lambda: now[0]).url
     expired = upload_bundle(url, b"an expired bundle")
     now[0] += 8 * 86_400
     bundle = encrypt(b"hello" * 100_000)
@@ -206,9 +208,9 @@ def test_failed_fetch_prints_what_to_do(tmp_path: Path, serve: Serve, stub: Stub
 
 
 def test_failed_curl_script_prints_what_to_do(
-    tmp_path: Path, serve: Serve, stub: StubServer, closed_port: str
+    tmp_path: Path, start_service: StartService, stub: StubServer, closed_port: str
 ) -> None:
-    small = serve(max_bundle_size="1MiB").url
+    small = start_service(max_bundle_size="1MiB").url
     large, empty = tmp_path / "large", tmp_path / "no bytes"
     large.write_bytes(bytes(8 * MIB))
     empty.touch()

@@ -22,8 +22,8 @@ from tests.end_to_end.abuse.requests import (
 )
 from tests.support.clients import load
 from tests.support.clients.signing import sign
-from tests.support.clients.sockets import dial, problem_code, raw_request, read_answer
-from tests.support.polling import until
+from tests.support.clients.sockets import connect_to, problem_code, raw_request, read_response
+from tests.support.polling import wait_until
 from tests.support.services.thread import Service
 
 KEY = load.KEY
@@ -60,23 +60,23 @@ ENDLESS_REQUESTS = {
 @pytest.mark.parametrize("name", ENDLESS_REQUESTS)
 def test_endless_request_is_ended(service: Service, name: str) -> None:
     """The service reads about 64 KiB, not counting the kernel's buffers, and stores nothing."""
-    service.clear()
+    service.delete_objects()
     beginning, piece, code = ENDLESS_REQUESTS[name]
     started = time.monotonic()
-    with dial(service.url) as connection:
+    with connect_to(service.url) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
         connection.sendall(beginning)
         sent = send_until_response(connection, repeat(piece))
         response = b""
         with suppress(ConnectionResetError, h11.RemoteProtocolError):
-            response = read_answer(connection)
+            response = read_response(connection)
     print(f"ended after {sent >> 10} KiB and {time.monotonic() - started:.2f} s")
     assert sent < 16 * MIB
     if code is None:
         assert response[:10] in {b"", b"HTTP/1.1 4"}
     else:
         assert problem_code(response) == code
-    until(lambda: not service.objects() and not service.multipart_uploads())
+    wait_until(lambda: not service.objects() and not service.multipart_uploads())
 
 
 def test_data_after_the_declared_length_is_not_stored(service: Service) -> None:
@@ -110,12 +110,12 @@ def test_early_responses_arrive_whole_and_do_not_delay_others(
     thread.start()
     try:
         for _ in range(20):
-            with dial(service.url) as connection:
+            with connect_to(service.url) as connection:
                 connection.sendall(UPLOAD + head)
                 assert select.select([connection], [], [], 2)[0], "the service waits for the body"
                 for _ in range(4):
                     connection.sendall(bytes(MIB))
-                assert problem_code(read_answer(connection)) == code
+                assert problem_code(read_response(connection)) == code
     finally:
         stop.set()
         thread.join(20)

@@ -12,9 +12,15 @@ from service.http import slow_clients
 from tests.end_to_end.abuse.requests import CHUNKED, LAST_REQUEST, UPLOAD, chunk, parse_responses
 from tests.support.clients import load
 from tests.support.clients.signing import sign
-from tests.support.clients.sockets import dial, raw_request, read_all, read_answer, server_peers
+from tests.support.clients.sockets import (
+    connect_to,
+    connected_ports,
+    raw_request,
+    read_response,
+    read_until_closed,
+)
 from tests.support.marks import needs_proc
-from tests.support.polling import until
+from tests.support.polling import wait_until
 from tests.support.services.thread import Service
 
 KEY = load.KEY
@@ -53,14 +59,14 @@ def test_pipelined_requests_get_responses_in_order(service: Service) -> None:
 def test_preflight_response_does_not_wait_for_a_body(service: Service) -> None:
     """The CORS middleware sends the response, and the application never reads the body."""
     started = time.monotonic()
-    with dial(service.url) as connection:
+    with connect_to(service.url) as connection:
         connection.sendall(
             b"OPTIONS /upload HTTP/1.1\r\nHost: x\r\nOrigin: https://a.example\r\n"
             b"Access-Control-Request-Method: POST\r\nContent-Length: 99\r\n\r\n"
         )
-        response = read_answer(connection)
+        response = read_response(connection)
         connection.sendall(b"some")
-        read_all(connection)
+        read_until_closed(connection)
     assert response.startswith(b"HTTP/1.1 200 ")
     assert b"\r\naccess-control-allow-origin: *\r\n" in response
     assert b"\r\nconnection: close\r\n" in response
@@ -76,7 +82,7 @@ def test_pipelined_requests_are_not_read_early(service: Service) -> None:
     request = b"GET /files/%b HTTP/1.1\r\nHost: x\r\n%b\r\n"
     request = request % (str(uuid4()).encode(), proof) * 50
     sent, responses = 0, bytearray()
-    with dial(service.url) as connection:
+    with connect_to(service.url) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
         connection.settimeout(0)
         piece = memoryview(request)
@@ -109,7 +115,7 @@ def test_client_that_pipelines_but_never_reads_is_disconnected(
         with suppress(ConnectionError):
             while True:
                 sent += connection.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
-        until(lambda: port not in server_peers(service.url))
+        wait_until(lambda: port not in connected_ports(service.url))
     response_times = [
         record.created for record in caplog.records if record.name == "service.http.access_log"
     ]

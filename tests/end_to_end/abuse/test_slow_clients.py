@@ -14,10 +14,10 @@ import pytest
 from service.http import slow_clients
 from tests.end_to_end.abuse.latency import measure_latencies, summarize
 from tests.support.clients import load
-from tests.support.clients.malicious import Attack, attacking
+from tests.support.clients.malicious import Attack, running_attacks
 from tests.support.clients.signing import sign
-from tests.support.services.process import serving_bucket
-from tests.support.services.thread import SMALL_PART, Serve, Service
+from tests.support.services.process import service_process_for
+from tests.support.services.thread import SMALL_PART, Service, StartService
 from tests.support.stores import Store
 from tests.support.stores.buckets import new_bucket
 
@@ -31,7 +31,7 @@ SLOW_BODY = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: {64 * 1024}\r\
 @contextmanager
 def replica(store: Store, s3: Any) -> Iterator[str]:
     """Run a service process with default settings."""
-    with serving_bucket(store, new_bucket(s3)) as (url, _):
+    with service_process_for(store, new_bucket(s3)) as (url, _):
         yield url
 
 
@@ -41,13 +41,13 @@ def test_500_slow_heads_and_bodies_do_not_delay_others_at_full_size(store: Store
     with replica(store, s3) as url:
         measure_latencies(url, count=20)
         before = measure_latencies(url, count=300)
-        with attacking(url, Attack(250, SLOW_HEAD), Attack(250, SLOW_BODY)) as attackers:
+        with running_attacks(url, Attack(250, SLOW_HEAD), Attack(250, SLOW_BODY)) as attackers:
             during = measure_latencies(url, count=300, seconds=20)
             slow_heads, slow_bodies = attackers.stop()
     print(f"\nalone: {summarize(before)}\nunder attack: {summarize(during)}")
     print(f"slow heads: {slow_heads}\nslow bodies: {slow_bodies}")
-    assert set(slow_heads.counts) == {"held", "reset"}
-    assert set(slow_bodies.counts) == {"held", "408"}
+    assert set(slow_heads.counts) == {"still open", "reset"}
+    assert set(slow_bodies.counts) == {"still open", "408"}
     assert min(slow_heads.counts["reset"], slow_bodies.counts["408"]) >= 250
     assert statistics.quantiles(during, n=100)[98] < 5 * statistics.quantiles(before, n=100)[98]
 
@@ -55,11 +55,11 @@ def test_500_slow_heads_and_bodies_do_not_delay_others_at_full_size(store: Store
 def test_100_slow_heads_and_bodies_do_not_delay_others(service: Service) -> None:
     measure_latencies(service.url, count=4)
     before = measure_latencies(service.url, count=20)
-    with attacking(service.url, Attack(50, SLOW_HEAD), Attack(50, SLOW_BODY)) as attackers:
+    with running_attacks(service.url, Attack(50, SLOW_HEAD), Attack(50, SLOW_BODY)) as attackers:
         during = measure_latencies(service.url, count=20)
         slow_heads, slow_bodies = attackers.stop()
     print(f"alone: {summarize(before)}; under attack: {summarize(during)}")
-    assert slow_heads.counts == slow_bodies.counts == {"held": 50}
+    assert slow_heads.counts == slow_bodies.counts == {"still open": 50}
     assert statistics.median(during) < 5 * statistics.median(before)
 
 
@@ -86,13 +86,13 @@ def test_32_slow_uploads_and_32_downloads_without_a_reader_at_full_size(
         request = prepare_download(url, bytes(20 * MIB))
         alone = asyncio.run(good_clients(url, seconds=4))
         slow_upload = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: {9 * MIB}\r\n\r\n"
-        with attacking(
+        with running_attacks(
             url,
-            Attack(32, request, byte="", again=False),
-            Attack(32, slow_upload, every=29, again=False),
+            Attack(32, request, payload="", reconnect=False),
+            Attack(32, slow_upload, interval=29, reconnect=False),
         ) as attackers:
             transfers = asyncio.run(good_clients(url, seconds=25))
-            idle_downloads, slow_uploads = attackers.stop(within=10)
+            idle_downloads, slow_uploads = attackers.stop(timeout=10)
     print(f"\ndownloads without a reader: {idle_downloads}\nslow uploads: {slow_uploads}")
     print(f"alone: {slowest(alone)}")
     for second in range(25):
@@ -155,22 +155,22 @@ def slowest(transfers: list[Transfer]) -> str:
 
 
 def test_slow_uploads_and_unread_downloads_time_out_and_free_memory(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
+    start_service: StartService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two uploads hold all the memory until their timeout."""
     monkeypatch.setattr(slow_clients, "GRACE_PERIOD", 1.0)
-    service = serve(memory_budget=2 * SMALL_PART, part_size=SMALL_PART, read_timeout="1s")
+    service = start_service(memory_budget=2 * SMALL_PART, part_size=SMALL_PART, read_timeout="1s")
     request = prepare_download(service.url, bytes(SMALL_PART + MIB))
     slow_upload = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: {SMALL_PART}\r\n\r\n"
-    with attacking(
+    with running_attacks(
         service.url,
-        Attack(2, request, byte="", again=False),
-        Attack(2, slow_upload, again=False),
+        Attack(2, request, payload="", reconnect=False),
+        Attack(2, slow_upload, reconnect=False),
     ) as attackers:
         started = time.monotonic()
         assert service.http.post("/upload", content=bytes(SMALL_PART)).status_code == 200
         print(f"served after {time.monotonic() - started:.2f} s")
-        idle_downloads, slow_uploads = attackers.stop(within=10)
+        idle_downloads, slow_uploads = attackers.stop(timeout=10)
     print(f"downloads without a reader: {idle_downloads}; slow uploads: {slow_uploads}")
     assert idle_downloads.counts == {"reset": 2}
     assert slow_uploads.counts == {"408": 2}

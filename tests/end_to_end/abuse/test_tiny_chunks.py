@@ -11,9 +11,9 @@ import pytest
 from tests.end_to_end.abuse.latency import summarize
 from tests.end_to_end.abuse.requests import CHUNKED, LAST_REQUEST, UPLOAD, chunk, parse_responses
 from tests.support.clients import load
-from tests.support.clients.malicious import Attack, attacking
+from tests.support.clients.malicious import Attack, running_attacks
 from tests.support.clients.signing import sign
-from tests.support.clients.sockets import dial, read_all
+from tests.support.clients.sockets import connect_to, read_until_closed
 from tests.support.services.thread import Service
 
 KEY = load.KEY
@@ -23,8 +23,8 @@ def test_flood_of_tiny_chunks_does_not_delay_others(service: Service) -> None:
     """One read can hold 43,000 chunks. No other client waits until all of them are parsed."""
     flood = "1\r\nx\r\n" * 5000
     times = list[float]()
-    with attacking(
-        service.url, Attack(2, (UPLOAD + CHUNKED).decode(), byte=flood, every=0)
+    with running_attacks(
+        service.url, Attack(2, (UPLOAD + CHUNKED).decode(), payload=flood, interval=0)
     ) as attackers:
         for _ in range(10):
             started = time.monotonic()
@@ -55,13 +55,13 @@ def test_upload_in_tiny_chunks_is_complete(
 ) -> None:
     """The whole bundle is stored, and the service reads the next request correctly."""
     bundle = os.urandom(count)
-    with dial(service.url) as connection:
+    with connect_to(service.url) as connection:
         chunks = b"".join(chunk(bundle[start : start + 1]) for start in range(count))
         next_request = b"" if half_closed else LAST_REQUEST
         connection.sendall(UPLOAD + CHUNKED + chunks + b"0\r\n\r\n" + next_request)
         if half_closed:
             connection.shutdown(socket.SHUT_WR)
-        responses = parse_responses(read_all(connection))
+        responses = parse_responses(read_until_closed(connection))
     assert [status for status, _ in responses] == ([200] if half_closed else [200, 200])
     assert service.fetch(responses[0][1].decode(), sign(KEY, bundle)).content == bundle
 
@@ -69,7 +69,7 @@ def test_upload_in_tiny_chunks_is_complete(
 def test_chunk_header_may_arrive_in_pieces(service: Service) -> None:
     """Any network may split a chunk header. The application reads once and waits for the rest."""
     started = time.monotonic()
-    with dial(service.url) as connection:
+    with connect_to(service.url) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for piece in (
             UPLOAD + CHUNKED,
@@ -82,7 +82,7 @@ def test_chunk_header_may_arrive_in_pieces(service: Service) -> None:
         ):
             connection.sendall(piece)
             time.sleep(0.05)  # The server has to get each piece in a read of its own.
-        [(status, bundle_id), _] = parse_responses(read_all(connection))
+        [(status, bundle_id), _] = parse_responses(read_until_closed(connection))
     assert status == 200
     assert service.fetch(bundle_id.decode(), sign(KEY, b"bundle")).content == b"bundle"
     assert time.monotonic() - started < 5

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 from tests.end_to_end.compatibility import xmtp_formats
 from tests.end_to_end.compatibility.xmtp_formats import History
-from tests.support.key_leaks import LEAKS
+from tests.support.key_leaks import LEAK_DETECTOR
 
 ORIGIN = "http://localhost:3000"
-SIGNING_KEY = LEAKS.used("the-key-that-signed-this-bundle")
+SIGNING_KEY = LEAK_DETECTOR.add_key("the-key-that-signed-this-bundle")
 
 
 class RequestFailed(Exception):

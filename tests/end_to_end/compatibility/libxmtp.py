@@ -15,7 +15,7 @@ from tests.end_to_end.compatibility.client import (
     send_request,
 )
 from tests.end_to_end.compatibility.xmtp_formats import History, InvalidBundle
-from tests.support.clients.sockets import dial
+from tests.support.clients.sockets import connect_to
 
 
 class Libxmtp(Client):
@@ -27,11 +27,11 @@ class Libxmtp(Client):
     name = "libxmtp: Node, iOS, Android, React Native"
 
     def upload(self, server: str, batches: Sequence[bytes]) -> str:
-        with dial(server) as connection:
+        with connect_to(server) as connection:
             return self.post(connection, server, batches)
 
     def download(self, url: str) -> bytes:
-        with dial(url) as connection:
+        with connect_to(url) as connection:
             return b"".join(self.get(connection, url))
 
     def post(self, connection: socket.socket, server: str, batches: Sequence[bytes]) -> str:
@@ -67,7 +67,7 @@ class Libxmtp(Client):
         """Download as its sync worker does: in 3 attempts (every 20 s), into the importer."""
         for _ in range(3):
             try:
-                with dial(url) as connection, closing(self.get(connection, url)) as body:
+                with connect_to(url) as connection, closing(self.get(connection, url)) as body:
                     return decrypt(body)
             except (RequestFailed, IncompleteRead, ConnectionError, InvalidBundle):
                 pause()
@@ -155,6 +155,9 @@ class LibxmtpInBrowser(Client):
             "Accept-Encoding: gzip, deflate, br, zstd",
             "Accept-Language: en-US,en;q=0.9",
         ]
-        with dial(url) as connection, send_request(connection, head, [body or b""]) as response:
+        with (
+            connect_to(url) as connection,
+            send_request(connection, head, [body or b""]) as response,
+        ):
             assert response.headers["Access-Control-Allow-Origin"] in ("*", ORIGIN), "TypeError"
             return response.status, b"".join(read_body(response))

@@ -12,7 +12,7 @@ from tests.end_to_end.compatibility.client import (
     read_body,
     send_request,
 )
-from tests.support.clients.sockets import dial, read_all
+from tests.support.clients.sockets import connect_to, read_until_closed
 
 
 class JdkHttpClient(Client):
@@ -21,11 +21,11 @@ class JdkHttpClient(Client):
     name = "Java's HttpClient"
 
     def upload(self, server: str, batches: Sequence[bytes]) -> str:
-        with dial(server) as connection:
+        with connect_to(server) as connection:
             return self.post(connection, server, b"".join(batches))
 
     def download(self, url: str) -> bytes:
-        with dial(url) as connection:
+        with connect_to(url) as connection:
             return b"".join(self.get(connection, url))
 
     def post(self, connection: socket.socket, server: str, body: bytes) -> str:
@@ -72,9 +72,9 @@ class Http10(Client):
         return self.send(url, f"GET {path} HTTP/1.0\r\n\r\n".encode())
 
     def send(self, url: str, request: bytes) -> bytes:
-        with dial(url) as connection:
+        with connect_to(url) as connection:
             connection.sendall(request)
-            head, _, body = read_all(connection).partition(b"\r\n\r\n")
+            head, _, body = read_until_closed(connection).partition(b"\r\n\r\n")
         if not re.match(rb"HTTP/1\.[01] 200 ", head):
             raise RequestFailed(head)
         assert b"transfer-encoding" not in head.lower()

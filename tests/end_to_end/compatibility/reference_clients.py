@@ -18,7 +18,7 @@ from tests.end_to_end.compatibility.client import (
     read_body,
     send_request,
 )
-from tests.support.clients.sockets import dial
+from tests.support.clients.sockets import connect_to
 
 needs_curl = pytest.mark.skipif(
     shutil.which("curl") is None, reason="curl is not installed: apt-get install curl"
@@ -43,7 +43,7 @@ class ReferenceNode(Client):
         body = b"".join(batches)
         head = self.head(f"POST {path} HTTP/1.1", host, "content-type: text/plain;charset=UTF-8")
         head.append(f"content-length: {len(body)}")
-        with dial(server) as connection, send_request(connection, head, [body]) as response:
+        with connect_to(server) as connection, send_request(connection, head, [body]) as response:
             if not 200 <= response.status < 300:
                 raise RequestFailed(response.status)
             return f"{server}/files/{response.read().decode()}"
@@ -51,7 +51,7 @@ class ReferenceNode(Client):
     def download(self, url: str) -> bytes:
         host, path = host_and_path(url)
         head = self.head(f"GET {path} HTTP/1.1", host)
-        with dial(url) as connection, send_request(connection, head) as response:
+        with connect_to(url) as connection, send_request(connection, head) as response:
             if not 200 <= response.status < 300:
                 raise RequestFailed(response.status)
             return b"".join(read_body(response))

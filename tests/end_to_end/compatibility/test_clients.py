@@ -29,7 +29,7 @@ from tests.end_to_end.compatibility.other_clients import JdkHttpClient
 from tests.end_to_end.compatibility.reference_clients import curl, needs_curl
 from tests.end_to_end.compatibility.xmtp_formats import History, InvalidBundle
 from tests.support.clients.signing import random_bytes
-from tests.support.clients.sockets import dial
+from tests.support.clients.sockets import connect_to
 from tests.support.proxy import Fault, Proxy, Truncate
 from tests.support.services.thread import Service
 
@@ -124,7 +124,7 @@ def test_java_upload_body_is_not_read_as_a_request(open_service: Service) -> Non
     embedded = b"\r\n\r\nDELETE /upload HTTP/1.1\r\nHost: x\r\n\r\n"
     bundle = embedded + random_bytes(9, 200_000) + embedded
     client = JdkHttpClient()
-    with dial(open_service.url) as connection:
+    with connect_to(open_service.url) as connection:
         for _ in range(3):
             url = client.post(connection, open_service.url, bundle)
             assert b"".join(client.get(connection, url)) == bundle
@@ -144,7 +144,7 @@ def test_no_response_is_a_redirect_or_compressed(
         head = [f"{method} {slash}{path} HTTP/1.1", "Host: x", f"Accept-Encoding: {coding}"]
         head.append(f"Content-Length: {len(body)}")
         with (
-            dial(open_service.url) as connection,
+            connect_to(open_service.url) as connection,
             send_request(connection, head, [body]) as response,
         ):
             return response.status, b"".join(read_body(response))

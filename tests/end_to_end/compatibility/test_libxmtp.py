@@ -10,10 +10,10 @@ from tests.end_to_end.compatibility import xmtp_formats
 from tests.end_to_end.compatibility.client import chunked, encrypt_history, host_and_path
 from tests.end_to_end.compatibility.libxmtp import Libxmtp, LibxmtpInBrowser
 from tests.end_to_end.compatibility.xmtp_formats import History
-from tests.support.clients.sockets import dial
-from tests.support.polling import until
-from tests.support.proxy import Drip, Fault, Proxy, Respond, Truncate
-from tests.support.services.thread import Serve, Service
+from tests.support.clients.sockets import connect_to
+from tests.support.polling import wait_until
+from tests.support.proxy import Fault, Proxy, Respond, Throttle, Truncate
+from tests.support.services.thread import Service, StartService
 
 MIB = 1 << 20
 
@@ -23,7 +23,7 @@ def test_client_can_send_all_requests_on_one_connection(
 ) -> None:
     """Connection pools and proxies reuse connections. libxmtp itself opens one for each request."""
     bundle, client = encrypt_history(short_history), Libxmtp()
-    with dial(open_service.url) as connection:
+    with connect_to(open_service.url) as connection:
         for _ in range(3):
             url = client.post(connection, open_service.url, bundle.batches)
             assert b"".join(client.get(connection, url)) == b"".join(bundle.batches)
@@ -43,7 +43,7 @@ def test_libxmtp_retries_an_upload_until_s3_recovers(
     url = Libxmtp().upload_with_retries(open_service.url, bundle.batches, pause)
     assert len(failures) == 1
     assert bundle.decrypt(Libxmtp().download(url)) == short_history
-    until(lambda: len(open_service.objects()) == before + 1)
+    wait_until(lambda: len(open_service.objects()) == before + 1)
 
 
 def test_libxmtp_retries_an_interrupted_download(
@@ -66,7 +66,7 @@ def test_libxmtp_works_over_a_slow_network(open_service: Service, short_history:
     host, path = host_and_path(f"{open_service.url}/upload")
     head = [*client.head(f"POST {path} HTTP/1.1", host), "transfer-encoding: chunked", "", ""]
     request = "\r\n".join(head).encode() + b"".join(chunked(client.pieces(bundle.batches)))
-    with dial(open_service.url) as connection:
+    with connect_to(open_service.url) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         while request:
             size = rng.choice((1, 2, 3, 500, 1500))
@@ -77,13 +77,13 @@ def test_libxmtp_works_over_a_slow_network(open_service: Service, short_history:
             response.begin()
             bundle_id = response.read().decode()
     with Proxy(open_service.url) as slow_proxy:
-        slow_proxy.faults.append(Fault(None, Drip(200_000)))
+        slow_proxy.faults.append(Fault(None, Throttle(200_000)))
         downloaded = client.download(f"{slow_proxy.url}/files/{bundle_id}")
         assert bundle.decrypt(downloaded) == bundle.history
 
 
 def test_web_page_can_read_every_error(
-    open_service: Service, faults: list[Fault], serve: Serve, short_history: History
+    open_service: Service, faults: list[Fault], start_service: StartService, short_history: History
 ) -> None:
     """The page has another origin. `fetch` checks that CORS allows it to read each response."""
     page = LibxmtpInBrowser()
@@ -104,6 +104,6 @@ def test_web_page_can_read_every_error(
     unavailable = (503, "storage_unavailable")
     assert problem(page.fetch("GET", url)) == unavailable
     assert problem(page.fetch("POST", f"{open_service.url}/upload", b"bundle")) == unavailable
-    small_limit_url = serve(require_hmac=False, max_bundle_size="1MiB").url
+    small_limit_url = start_service(require_hmac=False, max_bundle_size="1MiB").url
     too_large = page.fetch("POST", f"{small_limit_url}/upload", bytes(2 * MIB))
     assert problem(too_large) == (413, "bundle_too_large")

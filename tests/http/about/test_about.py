@@ -13,7 +13,7 @@ from service.http import about
 from tests.http.about.page import BROWSER_ACCEPT, BROWSER_HEADERS, example_commands
 from tests.support.clients.sockets import raw_request
 from tests.support.fuzz import fuzz
-from tests.support.services.thread import Serve, Service
+from tests.support.services.thread import Service, StartService
 
 
 def test_browsers_get_html_and_other_clients_one_line_of_text(service: Service) -> None:
@@ -153,11 +153,11 @@ def test_commands_use_the_scheme_of_x_forwarded_proto(service: Service) -> None:
         assert example_commands(page).startswith(f"URL={url}\n")
 
 
-def test_page_shows_the_limits_of_this_server(serve: Serve) -> None:
+def test_page_shows_the_limits_of_this_server(start_service: StartService) -> None:
     page = about.page("", https=False, max_size=100 << 20, retention=604_800, require_hmac=True)
     for text in ("100\xa0MiB", "7\xa0days", "<code>X-SIGNING-KEY</code>, always"):
         assert text in page
-    service = serve(max_bundle_size=1_000_001, retention="1h", require_hmac=False)
+    service = start_service(max_bundle_size=1_000_001, retention="1h", require_hmac=False)
     page = service.http.get("/", headers=BROWSER_HEADERS).text
     for text in ("1000001\xa0bytes", "1\xa0hour,", "the id is enough"):
         assert text in page

@@ -24,7 +24,7 @@ from selenium.webdriver.remote.remote_connection import RemoteConnection
 from tests.http.about.page import BROWSER_HEADERS, example_commands
 from tests.support.clients.signing import sign
 from tests.support.proxy import Fault, Proxy, Respond
-from tests.support.services.thread import Serve, Service
+from tests.support.services.thread import Service, StartService
 from tests.support.stores import Store
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -242,10 +242,10 @@ def test_page_of_another_origin_can_upload_download_and_delete(
 
 @in_chromium
 def test_page_of_another_origin_can_read_problems(
-    other_origin: OtherOrigin, serve: Serve, store: Store
+    other_origin: OtherOrigin, start_service: StartService, store: Store
 ) -> None:
     with Proxy(store.endpoint_url) as proxy:
-        service = serve(endpoint_url=proxy.url, max_bundle_size=1000)
+        service = start_service(endpoint_url=proxy.url, max_bundle_size=1000)
         url = f"{service.url}/files/{service.upload(b'bundle')}"
         proof = sign(KEY, b"bundle")
         wrong_proof = sign("another key", b"another bundle")

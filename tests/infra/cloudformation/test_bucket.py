@@ -15,7 +15,7 @@ from service.s3.client import connect
 from service.settings import Settings
 from tests.infra.cloudformation import templates
 from tests.infra.cloudformation.templates import BUCKET_TEMPLATE, Template
-from tests.support.services.thread import make_bucket
+from tests.support.services.thread import init_bucket
 from tests.support.stores import Store
 from tests.support.stores.access import aws_environment
 
@@ -29,7 +29,7 @@ def test_init_bucket_and_check_accept_the_bucket(
     template = Template("bucket", Prefix=prefix, RetentionDays=str(days))
     config = Settings(bucket=f"history-{uuid4()}", prefix=prefix, retention=days * 86_400)
     templates.make_bucket(s3, template, config.bucket)
-    assert make_bucket(store, config) == [
+    assert init_bucket(store, config) == [
         f"bucket {config.bucket}: exists",
         (
             f"lifecycle: unchanged (bundles are removed after {days + 1} days, "

@@ -14,14 +14,14 @@ from tests.infra.tools import find_or_skip
 from tests.support import stores
 from tests.support.lock_files import (
     PROJECT,
-    closure,
     entries,
     installed_in,
-    pinned_here,
+    pinned_versions,
     pins,
     requirements,
-    source,
+    source_requirements,
     version,
+    versions_with_dependencies,
 )
 from tests.support.repository import ROOT
 
@@ -39,9 +39,9 @@ REQUIRED = {
         *TEST,
     ],
     "examples/requirements.txt": EXTRAS["examples"],
-    "requirements/infra-tools.txt": source("requirements/infra-tools.in"),
-    "requirements/localstack.txt": source("requirements/localstack.in"),
-    "requirements/ministack.txt": source("requirements/ministack.in"),
+    "requirements/infra-tools.txt": source_requirements("requirements/infra-tools.in"),
+    "requirements/localstack.txt": source_requirements("requirements/localstack.in"),
+    "requirements/ministack.txt": source_requirements("requirements/ministack.in"),
 }
 """Each lock file, and the requirements that it was made from."""
 
@@ -83,7 +83,7 @@ def test_every_pin_has_hashes_and_no_lock_file_names_a_registry(lock: str) -> No
 
 @pytest.mark.parametrize("lock", REQUIRED)
 def test_lock_file_contains_exactly_the_required_packages(lock: str) -> None:
-    assert pinned_here(lock) == closure(REQUIRED[lock], site_packages(lock))
+    assert pinned_versions(lock) == versions_with_dependencies(REQUIRED[lock], site_packages(lock))
 
 
 @pytest.mark.parametrize("lock", REQUIRED)
@@ -143,10 +143,12 @@ def test_lock_files_agree() -> None:
 
 
 def test_example_requirements_match_the_examples_extra() -> None:
-    assert source("examples/requirements.in") == EXTRAS["examples"]
+    assert source_requirements("examples/requirements.in") == EXTRAS["examples"]
 
 
 def test_lock_file_of_the_examples_has_no_extras() -> None:
     """Older versions of pip cannot match a requirement with extras to a pin."""
     assert [pin.name for pin in pins("examples/requirements.txt") if pin.extras] == []
-    assert pinned_here("examples/requirements.txt") == closure(EXTRAS["examples"], PURELIB)
+    assert pinned_versions("examples/requirements.txt") == versions_with_dependencies(
+        EXTRAS["examples"], PURELIB
+    )

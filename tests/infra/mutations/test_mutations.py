@@ -15,7 +15,6 @@ from xml.etree.ElementTree import Element, parse
 import pytest
 
 from tests.infra.mutations.mutations import MUTATIONS, Mutation
-from tests.infra.tools import INFRA_TOOLS
 from tests.support import repository
 from tests.support.repository import ROOT
 from tests.support.services.process import clean_environment
@@ -70,8 +69,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project, to which the mutations are applied."""
     root = tmp_path_factory.mktemp("copy")
     repository.copy(root)
-    if INFRA_TOOLS.exists():
-        (root / INFRA_TOOLS.parent.name).symlink_to(INFRA_TOOLS.parent)
+    for environment in ROOT.glob(".venv-*"):
+        (root / environment.name).symlink_to(environment)
     return root
 
 

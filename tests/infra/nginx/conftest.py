@@ -13,7 +13,7 @@ from tests.infra.nginx.standalone import TRUSTED, StandaloneNginx, running_stand
 from tests.infra.stack.deployment import running_stack
 from tests.infra.stack.nginx import find_nginx
 from tests.infra.tools import find_or_skip
-from tests.support.polling import until
+from tests.support.polling import wait_until
 from tests.support.proxy import Proxy
 from tests.support.stores import Store, free_ports
 from tests.support.stores.access import s3_client
@@ -55,10 +55,10 @@ def _restore_gateway(request: pytest.FixtureRequest) -> Iterator[None]:
         gateway: Gateway = request.getfixturevalue("gateway")
         gateway.store.faults.clear()
         for replica in gateway.stack.replicas:
-            if replica.code is not None:
+            if replica.exit_code is not None:
                 replica.start()
-                replica.ready()
-                until(partial(gateway.reaches, replica), seconds=10)
+                replica.wait_until_ready()
+                wait_until(partial(gateway.reaches, replica), timeout=10)
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import httpx
 from tests.infra.stack.deployment import Stack
 from tests.support.clients.signing import sign
 from tests.support.clients.sockets import begin_upload
-from tests.support.polling import until
+from tests.support.polling import wait_until
 from tests.support.proxy import Proxy
 from tests.support.services.metrics import metric_total
 from tests.support.services.replicas import Replica
@@ -66,7 +66,7 @@ class Gateway:
             ]
             return bool(busy)
 
-        until(is_one_busy)
+        wait_until(is_one_busy)
         return busy[0]
 
 

@@ -11,8 +11,8 @@ import pytest
 from tests.infra.nginx.gateway import BUNDLE
 from tests.infra.nginx.problems import assert_problem
 from tests.infra.nginx.standalone import TRUSTED, UNTRUSTED, StandaloneNginx, get_request
-from tests.support.clients.sockets import dial, read_all, read_answer
-from tests.support.polling import until
+from tests.support.clients.sockets import connect_to, read_response, read_until_closed
+from tests.support.polling import wait_until
 
 # One worker runs all nginx tests: they share two replicas, and some tests kill one of them.
 pytestmark = pytest.mark.xdist_group("nginx")
@@ -22,20 +22,20 @@ def test_incomplete_request_heads_reach_no_replica(standalone: StandaloneNginx) 
     """Of 50 clients that send their request head byte by byte, only one completes it."""
     head = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\nX-HMAC: "
     with ExitStack() as connections:
-        clients = [connections.enter_context(dial(standalone.url)) for _ in range(50)]
+        clients = [connections.enter_context(connect_to(standalone.url)) for _ in range(50)]
         for position in range(len(head)):
             for client in clients:
                 client.sendall(head[position : position + 1])
         time.sleep(0.3)
         assert not standalone.forwarded()
         clients[0].sendall(b"\r\n\r\n")
-        until(standalone.forwarded)
+        wait_until(standalone.forwarded)
         assert not standalone.forwarded()
 
 
 @pytest.mark.soak
 def test_slow_request_head_times_out(standalone: StandaloneNginx) -> None:
-    with dial(standalone.url) as connection:
+    with connect_to(standalone.url) as connection:
         connection.settimeout(20)
         connection.sendall(b"GET / HTTP/1.1\r\n")
         started = time.monotonic()
@@ -46,10 +46,10 @@ def test_slow_request_head_times_out(standalone: StandaloneNginx) -> None:
 def test_concurrent_transfers_per_address_are_limited(standalone: StandaloneNginx) -> None:
     with ExitStack() as connections:
         for _ in range(128):
-            connection = connections.enter_context(dial(standalone.url))
+            connection = connections.enter_context(connect_to(standalone.url))
             connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         with httpx.Client(base_url=standalone.url, trust_env=False) as http:
-            until(lambda: http.get("/metrics").status_code == 404)
+            wait_until(lambda: http.get("/metrics").status_code == 404)
             assert_problem(http.post("/upload", content=BUNDLE), 429, "too_many_requests")
         other_address = httpx.HTTPTransport(local_address="127.0.0.9")
         with (
@@ -79,12 +79,12 @@ def test_client_address_is_only_accepted_from_a_trusted_proxy(
     behind_proxy: StandaloneNginx, peer: str, forwarded_for: str | None, client: str
 ) -> None:
     """The log and the replicas get the same client address."""
-    with dial(behind_proxy.url, peer) as connection:
+    with connect_to(behind_proxy.url, peer) as connection:
         connection.sendall(get_request("/", forwarded_for, close=True))
         headers = behind_proxy.respond()
-        assert read_all(connection).startswith(b"HTTP/1.1 204 ")
+        assert read_until_closed(connection).startswith(b"HTTP/1.1 204 ")
     assert headers["X-Forwarded-For"] == client
-    until(lambda: f'"client":"{client}"' in behind_proxy.output.read_text())
+    wait_until(lambda: f'"client":"{client}"' in behind_proxy.output.read_text())
 
 
 def test_limits_apply_to_the_client_address_from_a_trusted_proxy(
@@ -93,7 +93,7 @@ def test_limits_apply_to_the_client_address_from_a_trusted_proxy(
     with ExitStack() as connections:
 
         def send_request(peer: str, forwarded_for: str) -> socket.socket:
-            connection = connections.enter_context(dial(behind_proxy.url, peer))
+            connection = connections.enter_context(connect_to(behind_proxy.url, peer))
             connection.sendall(get_request("/", forwarded_for))
             return connection
 
@@ -101,7 +101,7 @@ def test_limits_apply_to_the_client_address_from_a_trusted_proxy(
             send_request(TRUSTED, "203.0.113.5")
             connections.enter_context(behind_proxy.accept())
         refused = send_request(TRUSTED, "203.0.113.5")
-        assert read_answer(refused).startswith(b"HTTP/1.1 429 ")
+        assert read_response(refused).startswith(b"HTTP/1.1 429 ")
         for peer, forwarded_for in ((TRUSTED, "203.0.113.6"), (UNTRUSTED, "203.0.113.5")):
             send_request(peer, forwarded_for)
             connections.enter_context(behind_proxy.accept())
@@ -112,20 +112,20 @@ def test_untrusted_client_cannot_evade_the_limits_with_other_addresses(
 ) -> None:
     with ExitStack() as connections:
         for number in range(129):
-            connection = connections.enter_context(dial(behind_proxy.url, UNTRUSTED))
+            connection = connections.enter_context(connect_to(behind_proxy.url, UNTRUSTED))
             connection.sendall(get_request("/", f"203.0.113.{number}"))
             if number < 128:
                 connections.enter_context(behind_proxy.accept())
-        assert read_answer(connection).startswith(b"HTTP/1.1 429 ")
+        assert read_response(connection).startswith(b"HTTP/1.1 429 ")
 
 
 def test_request_rate_per_address_is_limited(standalone: StandaloneNginx) -> None:
     standalone.upstream.close()
     request = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     last = request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
-    with dial(standalone.url) as connection:
+    with connect_to(standalone.url) as connection:
         connection.sendall(request * 899 + last)
-        statuses = re.findall(rb"HTTP/1.1 (\d+)", read_all(connection))
+        statuses = re.findall(rb"HTTP/1.1 (\d+)", read_until_closed(connection))
     assert len(statuses) == 900
     assert set(statuses[:500]) == {b"502"}
     assert set(statuses) == {b"502", b"429"}

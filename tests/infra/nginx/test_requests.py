@@ -17,8 +17,8 @@ from tests.infra.nginx.gateway import BUNDLE, PROOF, Gateway
 from tests.infra.nginx.problems import assert_problem
 from tests.infra.stack.nginx import Nginx
 from tests.support.clients import path_spellings
-from tests.support.clients.sockets import raw_request, read_answer
-from tests.support.polling import until
+from tests.support.clients.sockets import raw_request, read_response
+from tests.support.polling import wait_until
 from tests.support.proxy import Fault, Stall
 
 HEADERS = b"Host: x\r\nConnection: close\r\n\r\n"
@@ -110,7 +110,7 @@ def test_valid_request_id_is_kept_and_any_other_is_replaced(gateway: Gateway) ->
     for invalid in ("", "two words", '"', "x" * 129):
         assert re.fullmatch("[0-9a-f]{32}", response_id(invalid))
     # nginx and a replica log the request ID once each.
-    until(lambda: gateway.output.read_text().count("from-the-client.1") == 2)
+    wait_until(lambda: gateway.output.read_text().count("from-the-client.1") == 2)
     assert "two words" not in gateway.output.read_text()
 
 
@@ -142,7 +142,7 @@ def test_bundle_ids_are_shortened_in_the_log(gateway: Gateway, path: str, logged
     ]
     raw_request(gateway.url, "\r\n".join([*lines, "", ""]).encode())
     expected = f'"request_id":"{request_id}","client":"127.0.0.1","method":"GET","path":"{logged}"'
-    until(lambda: expected in gateway.output.read_text())
+    wait_until(lambda: expected in gateway.output.read_text())
     assert bundle_id not in gateway.output.read_text()
 
 
@@ -156,7 +156,7 @@ def test_early_response_reaches_the_client(gateway: Gateway) -> None:
 def test_stalled_upload_gets_a_408(gateway: Gateway) -> None:
     """The response comes from the service, because its timeout is shorter than that of nginx."""
     with gateway.begin_upload() as connection:
-        assert read_answer(connection).startswith(b"HTTP/1.1 408 ")
+        assert read_response(connection).startswith(b"HTTP/1.1 408 ")
 
 
 def test_upload_larger_than_the_limit_is_refused(gateway: Gateway) -> None:
@@ -187,12 +187,12 @@ def test_long_headers_and_urls_are_refused(gateway: Gateway) -> None:
 def test_upload_is_streamed_to_s3(gateway: Gateway) -> None:
     gateway.store.requests.clear()
     with gateway.begin_upload() as connection:
-        until(
+        wait_until(
             lambda: any(request.operation == "UploadPart" for request in gateway.store.requests),
-            seconds=10,
+            timeout=10,
         )
         connection.sendall(BUNDLE[len(BUNDLE) // 2 :])
-        response = read_answer(connection)
+        response = read_response(connection)
     assert response.startswith(b"HTTP/1.1 200 ")
 
 
@@ -231,7 +231,7 @@ def test_nginx_writes_no_bundle_to_disk(gateway: Gateway) -> None:
         for start in range(len(BUNDLE) // 2, len(BUNDLE), piece_size):
             writer.sendall(BUNDLE[start : start + piece_size])
             assert files_of(gateway.stack.nginx) == before
-        assert read_answer(writer).startswith(b"HTTP/1.1 200 ")
+        assert read_response(writer).startswith(b"HTTP/1.1 200 ")
         download = HTTPResponse(reader)
         download.begin()
         received = bytearray()
@@ -268,5 +268,5 @@ def test_interrupted_upload_is_cleaned_up(gateway: Gateway) -> None:
         return list(gateway.s3.list_multipart_uploads(Bucket=gateway.bucket).get("Uploads", []))
 
     with gateway.begin_upload():
-        until(lambda: len(pending()) == 1, seconds=10)
-    until(lambda: not pending(), seconds=10)
+        wait_until(lambda: len(pending()) == 1, timeout=10)
+    wait_until(lambda: not pending(), timeout=10)

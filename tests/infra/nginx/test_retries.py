@@ -19,8 +19,8 @@ from tests.infra.nginx.standalone import get_request
 from tests.infra.stack.nginx import find_nginx, running_nginx
 from tests.infra.tools import find_or_skip
 from tests.support.clients.signing import sign
-from tests.support.clients.sockets import dial, read_all
-from tests.support.polling import until
+from tests.support.clients.sockets import connect_to, read_until_closed
+from tests.support.polling import wait_until
 from tests.support.services.replicas import Replica
 from tests.support.stores import free_ports
 
@@ -31,7 +31,7 @@ KEY = "a signing key"
 
 def test_requests_go_to_the_other_replica_after_one_has_died(gateway: Gateway) -> None:
     bundle_id, proof = gateway.upload(b"bundle"), sign(KEY, b"bundle")
-    gateway.stack.replicas[0].send(signal.SIGKILL)
+    gateway.stack.replicas[0].send_signal(signal.SIGKILL)
     gateway.stack.replicas[0].wait()
     for _ in range(20):
         assert gateway.http.get(f"/files/{bundle_id}", headers=proof).content == b"bundle"
@@ -70,21 +70,21 @@ def send_while_a_replica_dies(gateway: Gateway, request: bytes) -> list[bytes]:
     hanging = gateway.stack.replicas[1]
     with ExitStack() as stack:
         with paused(hanging):
-            connections = [stack.enter_context(dial(gateway.url)) for _ in range(4)]
+            connections = [stack.enter_context(connect_to(gateway.url)) for _ in range(4)]
             for connection in connections:
                 connection.sendall(request)
             time.sleep(0.5)
-            hanging.send(signal.SIGKILL)
-        return [read_all(connection) for connection in connections]
+            hanging.send_signal(signal.SIGKILL)
+        return [read_until_closed(connection) for connection in connections]
 
 
 @contextmanager
 def paused(replica: Replica) -> Iterator[None]:
-    replica.send(signal.SIGSTOP)
+    replica.send_signal(signal.SIGSTOP)
     try:
         yield
     finally:
-        replica.send(signal.SIGCONT)
+        replica.send_signal(signal.SIGCONT)
 
 
 def test_partially_sent_post_is_not_retried(gateway: Gateway) -> None:
@@ -92,9 +92,9 @@ def test_partially_sent_post_is_not_retried(gateway: Gateway) -> None:
         replica = gateway.busy_replica()
         survivor = next(other for other in gateway.stack.replicas if other is not replica)
         before = metric_of(survivor, "received_bytes_total")
-        replica.send(signal.SIGKILL)
+        replica.send_signal(signal.SIGKILL)
         replica.wait()
-        head, _, body = read_all(connection).partition(b"\r\n\r\n")
+        head, _, body = read_until_closed(connection).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 502 ")
     assert b"\r\nRetry-After: 5\r\n" in head
     assert json.loads(body)["code"] == "bad_gateway"
@@ -117,9 +117,9 @@ def test_recovered_replica_gets_requests_soon(tmp_path: Path, number: int) -> No
         with socket.create_server(("127.0.0.1", ports[number])) as replica:
 
             def gets_a_request() -> bool:
-                with dial(nginx.url) as connection:
+                with connect_to(nginx.url) as connection:
                     connection.sendall(get_request("/", None))
                     ready, _, _ = select.select([replica, connection], [], [], 5)
                     return replica in ready
 
-            until(gets_a_request, seconds=3)
+            wait_until(gets_a_request, timeout=3)

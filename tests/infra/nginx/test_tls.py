@@ -10,7 +10,7 @@ from tests.infra.nginx.certificates import make_certificate
 from tests.infra.nginx.standalone import get_request, running_standalone
 from tests.infra.stack.nginx import NGINX, find_nginx
 from tests.infra.tools import find_or_skip
-from tests.support.clients.sockets import dial, raw_request, read_all
+from tests.support.clients.sockets import connect_to, raw_request, read_until_closed
 from tests.support.stores import free_ports
 
 # One worker runs all nginx tests: they share two replicas, and some tests kill one of them.
@@ -32,13 +32,13 @@ def test_tls_has_forward_secrecy_and_plain_http_is_refused(tmp_path: Path) -> No
             context = ssl.create_default_context(cafile=certificate)
             context.minimum_version = context.maximum_version = version
             context.set_ciphers(ciphers)
-            return context.wrap_socket(dial(nginx.url), server_hostname="localhost")
+            return context.wrap_socket(connect_to(nginx.url), server_hostname="localhost")
 
         for version in (ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_2):
             with connect(version) as connection:
                 connection.sendall(get_request("/", None, close=True))
                 assert nginx.respond()["X-Forwarded-Proto"] == "https"
-                response = read_all(connection)
+                response = read_until_closed(connection)
                 assert response.startswith(b"HTTP/1.1 204 ")
                 assert b"\r\nStrict-Transport-Security: max-age=31536000\r\n" in response
                 session = connection.session

@@ -19,7 +19,7 @@ from service.errors import SettingsError
 from tests.infra.stack.deployment import BUCKET, running_stack
 from tests.infra.stack.nginx import find_nginx
 from tests.support import stores
-from tests.support.services.replicas import Failed, Process
+from tests.support.services.replicas import Process, StackFailed
 from tests.support.stores import NotInstalled
 
 
@@ -30,7 +30,7 @@ def _check_free(host: str, port: int) -> None:
         socket.create_server((host, port), family=family).close()
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        raise Failed(
+        raise StackFailed(
             f"Cannot listen on {host} port {port} ({reason}): "
             "set HISTORY_PORT to a free port, or to 0 for any free port."
         ) from error
@@ -45,11 +45,11 @@ class _Signals:
         self._handle(self._stop)
 
     def wait(self) -> None:
-        """Wait for the first signal. Raises `Failed` if one of the processes ends before it."""
+        """Wait for the first signal. Raises `StackFailed` if a process ends before that."""
         while not self._stopping.wait(0.5):
             for process in self.processes:
-                if process.code is not None:
-                    raise Failed(f"{process.name} ended with {process.code}.")
+                if process.exit_code is not None:
+                    raise StackFailed(f"{process.name} ended with {process.exit_code}.")
 
     def _handle(self, action: Callable[..., None]) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -63,11 +63,11 @@ class _Signals:
 
     def _stop_at_once(self, *_: object) -> None:
         for process in self.processes:
-            process.send(signal.SIGTERM)  # A second signal ends each of them at once.
+            process.send_signal(signal.SIGTERM)  # A second signal ends each of them at once.
 
 
 def run() -> None:
-    """Run until a signal arrives. Raises `SettingsError`, `NotInstalled` or `Failed`."""
+    """Run until a signal arrives. Raises `SettingsError`, `NotInstalled` or `StackFailed`."""
     signals = _Signals()
     config = settings.load(bucket=BUCKET, host="127.0.0.1")
     find_nginx()
@@ -94,7 +94,7 @@ def main() -> int:
         return 0
     except SettingsError as error:
         messages = list(error.mistakes)
-    except (Failed, NotInstalled) as error:
+    except (StackFailed, NotInstalled) as error:
         messages = [str(error)]
     else:
         return 0

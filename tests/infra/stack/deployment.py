@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from tests.infra.stack.nginx import Nginx, running_nginx
-from tests.support.services.replicas import SERVICE, Failed, Output, Process, Replica
+from tests.support.services.replicas import SERVICE_COMMAND, Output, Process, Replica, StackFailed
 from tests.support.stores import Store, free_ports
 
 BUCKET = "message-history"
@@ -34,9 +34,9 @@ class Stack:
 
         nginx accepts no more connections, and the replicas finish their transfers.
         """
-        self.nginx.send(signal.SIGQUIT)
+        self.nginx.send_signal(signal.SIGQUIT)
         for replica in self.replicas:
-            replica.send(signal.SIGTERM)
+            replica.send_signal(signal.SIGTERM)
         for process in self.processes:
             process.wait()
 
@@ -65,7 +65,7 @@ def running_stack(
         "HISTORY_BUCKET": BUCKET,
         **variables,
     }
-    init_bucket = Process("init-bucket", [*SERVICE, "init-bucket"], environment, output)
+    init_bucket = Process("init-bucket", [*SERVICE_COMMAND, "init-bucket"], environment, output)
     ports = free_ports(2)
     replicas = [
         Replica(f"replica {number}", port, environment, output)
@@ -76,11 +76,11 @@ def running_stack(
         try:
             init_bucket.start()
             if init_bucket.wait():
-                raise Failed("init-bucket failed.")
+                raise StackFailed("init-bucket failed.")
             for replica in replicas:
                 replica.start()
             for replica in replicas:
-                replica.ready()
+                replica.wait_until_ready()
             yield running
             running.stop()
         finally:

@@ -53,11 +53,11 @@ def running_nginx(
         nginx = Nginx(f"http://{url_host(local_host)}:{port}", Path(folder), output)
         nginx.start()
         try:
-            nginx.until(lambda: _accepts(local_host, port))
+            nginx.wait_until(lambda: _accepts(local_host, port))
             yield nginx
         finally:
-            if nginx.code is None:
-                nginx.send(signal.SIGTERM)
+            if nginx.exit_code is None:
+                nginx.send_signal(signal.SIGTERM)
                 nginx.wait()
 
 

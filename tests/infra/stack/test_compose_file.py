@@ -11,7 +11,7 @@ import yaml
 from service.cli import main
 from service.settings import Settings
 from tests.infra.stack.nginx import NGINX, nginx_command
-from tests.support.lock_files import pinned_here
+from tests.support.lock_files import pinned_versions
 from tests.support.repository import ROOT
 
 CHECK = [sys.executable, "-m", "check_jsonschema"]
@@ -36,7 +36,7 @@ def test_file_matches_the_compose_schema() -> None:
 
 def test_services_use_existing_settings_commands_and_images(compose: dict[str, Any]) -> None:
     services = compose["services"]
-    version = pinned_here("requirements/localstack.txt")["localstack-core"]
+    version = pinned_versions("requirements/localstack.txt")["localstack-core"]
     assert services["localstack"]["image"] == f"localstack/localstack:{version}"
     for name in ("init-bucket", "history-1", "history-2"):
         environment = services[name]["environment"]

@@ -21,7 +21,7 @@ from tests.infra.stack.deployment import Stack, running_stack
 from tests.infra.stack.nginx import find_nginx
 from tests.infra.tools import find_or_skip
 from tests.support.clients.signing import sign
-from tests.support.polling import until
+from tests.support.polling import wait_until
 from tests.support.services.replicas import Replica
 from tests.support.stores import Store
 
@@ -149,18 +149,18 @@ def replicas_of_request(output: Path, request_id: str) -> str:
         matches[:] = line.findall(output.read_text())
         return bool(matches)
 
-    until(is_logged)
+    wait_until(is_logged)
     [replicas] = matches
     return replicas
 
 
 def restart(replica: Replica, number: signal.Signals) -> None:
     """Stop a replica with this signal, and start it again."""
-    replica.send(number)
+    replica.send_signal(number)
     code = replica.wait()
     assert number == signal.SIGKILL or code == 0
     replica.start()
-    replica.ready()
+    replica.wait_until_ready()
 
 
 @pytest.mark.xdist_group("stack")

@@ -20,8 +20,8 @@ from tests.s3.fault_proxy.scripted_store import (
     read_head,
     scripted_store,
 )
-from tests.support.clients.sockets import dial, read_all, read_exactly
-from tests.support.polling import until
+from tests.support.clients.sockets import connect_to, read_exactly, read_until_closed
+from tests.support.polling import wait_until
 from tests.support.proxy import (
     Fault,
     Proxy,
@@ -121,7 +121,7 @@ def test_heads_and_chunks_are_forwarded_unchanged_when_the_store_closes_connecti
         request_heads.append(read_head(connection))
         connection.sendall(response_head + chunks)
 
-    with scripted_store(script) as url, Proxy(url) as proxy, dial(proxy.url) as connection:
+    with scripted_store(script) as url, Proxy(url) as proxy, connect_to(proxy.url) as connection:
         for _ in range(3):
             connection.sendall(GET)
             assert read_exactly(connection, len(response_head + chunks)) == response_head + chunks
@@ -134,9 +134,9 @@ def test_response_before_the_end_of_the_request_is_forwarded() -> None:
     def script(connection: socket.socket) -> None:
         read_head(connection)
         connection.sendall(b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n")
-        read_all(connection)
+        read_until_closed(connection)
 
-    with scripted_store(script) as url, Proxy(url) as proxy, dial(proxy.url) as connection:
+    with scripted_store(script) as url, Proxy(url) as proxy, connect_to(proxy.url) as connection:
         connection.sendall(PUT % 10 + b"early")
         assert read_head(connection).startswith(b"HTTP/1.1 403")
         connection.sendall(b" rest" + GET)
@@ -149,10 +149,10 @@ def test_response_that_the_store_cuts_off_is_reset() -> None:
         read_head(connection)
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nshort")
 
-    with scripted_store(script) as url, Proxy(url) as proxy, dial(proxy.url) as connection:
+    with scripted_store(script) as url, Proxy(url) as proxy, connect_to(proxy.url) as connection:
         connection.sendall(GET)
         with pytest.raises(ConnectionResetError):
-            read_all(connection)
+            read_until_closed(connection)
         assert not proxy.requests[0].completed
 
 
@@ -162,15 +162,15 @@ def test_connection_to_the_store_is_closed_when_the_client_closes() -> None:
     def script(connection: socket.socket) -> None:
         read_head(connection)
         with suppress(ConnectionError):
-            assert read_all(connection) == b""
+            assert read_until_closed(connection) == b""
         closed.set()
 
     with scripted_store(script) as url, Proxy(url) as proxy:
-        with dial(proxy.url) as connection:
+        with connect_to(proxy.url) as connection:
             connection.sendall(GET)
-            until(lambda: proxy.open_connections == 1)
+            wait_until(lambda: proxy.open_connections == 1)
         assert closed.wait(5)
-        until(lambda: proxy.open_connections == 0)
+        wait_until(lambda: proxy.open_connections == 0)
         assert proxy.requests[0].status is None
 
 
@@ -187,9 +187,9 @@ def test_proxy_stops_reading_from_the_store_while_the_client_does_not_read() -> 
         accepted.append(sent)
         connection.sendall(bytes(size - sent))
 
-    with scripted_store(script) as url, Proxy(url) as proxy, dial(proxy.url) as connection:
+    with scripted_store(script) as url, Proxy(url) as proxy, connect_to(proxy.url) as connection:
         connection.sendall(GET)
-        until(lambda: bool(accepted))
+        wait_until(lambda: bool(accepted))
         assert accepted[0] < size / 2
         read_head(connection)
         assert len(read_exactly(connection, size)) == size

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from service.s3 import retries
-from tests.support.polling import until
+from tests.support.polling import wait_until
 from tests.support.proxy import Proxy
 from tests.support.services.thread import SMALL_PART, Service, running_service
 from tests.support.stores import Store
@@ -36,5 +36,5 @@ def proxied(service_and_proxy: tuple[Service, Proxy], proxy: Proxy) -> Iterator[
     service, _ = service_and_proxy
     yield service
     proxy.faults.clear()
-    until(lambda: not service.multipart_uploads())
-    service.clear()
+    wait_until(lambda: not service.multipart_uploads())
+    service.delete_objects()

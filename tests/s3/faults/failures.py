@@ -1,7 +1,7 @@
 """Faults of S3 and bundles for these tests, and the check of an upload that fails."""
 
 from tests.support.clients.signing import random_bytes
-from tests.support.polling import until
+from tests.support.polling import wait_until
 from tests.support.proxy import Fault, Proxy, Respond
 from tests.support.services.thread import SMALL_PART, Service
 
@@ -31,7 +31,7 @@ def check_failed_upload(proxied: Service, proxy: Proxy, fault: Fault, bundle: by
     response = proxied.http.post("/upload", content=bundle)
     assert (response.status_code, response.json()["code"]) == (503, "storage_unavailable")
     assert "Retry-After" in response.headers
-    until(lambda: is_bucket_empty(proxied), seconds=10)
+    wait_until(lambda: is_bucket_empty(proxied), timeout=10)
 
 
 NO_SUCH_UPLOAD = Respond(404, "NoSuchUpload")

@@ -7,7 +7,7 @@ from service.s3 import retries
 from service.s3.bodies import MAX_RESUMES
 from tests.s3.faults.failures import DENIED, LARGE, SMALL, UNAVAILABLE, operations
 from tests.support.clients.signing import sign
-from tests.support.polling import until
+from tests.support.polling import wait_until
 from tests.support.proxy import AddRange, Fault, IgnoreRange, Proxy, Reset, Respond, Truncate
 from tests.support.services.thread import Service
 
@@ -47,14 +47,14 @@ def test_failure_of_s3_is_never_a_404(
 
 def test_service_survives_an_unreachable_s3(proxied: Service, proxy: Proxy) -> None:
     bundle_id = proxied.upload(SMALL)
-    proxy.unplug()
+    proxy.disable()
     for response in (
         proxied.fetch(bundle_id, sign(KEY, SMALL)),
         proxied.http.post("/upload", content=SMALL),
     ):
         assert (response.status_code, response.json()["code"]) == (503, "storage_unavailable")
     assert proxied.http.get("/healthz").status_code == 200
-    proxy.plug()
+    proxy.enable()
     assert proxied.fetch(bundle_id, sign(KEY, SMALL)).content == SMALL
 
 
@@ -71,7 +71,7 @@ def test_body_that_breaks_after_the_status_line_cuts_the_connection(
         with pytest.raises(httpx.RemoteProtocolError, match="peer closed connection"):
             response.read()
     assert operations(proxy).count("GetObject") == 2 + MAX_RESUMES
-    until(lambda: proxy.open_connections <= 1)
+    wait_until(lambda: proxy.open_connections <= 1)
 
 
 @pytest.mark.parametrize("bundle", [SMALL, LARGE], ids=["small", "large"])
@@ -93,7 +93,7 @@ def test_broken_body_is_resumed_where_it_broke(
     bundle_id = proxied.upload(LARGE, sign(KEY, LARGE)["X-HMAC"])
     proxy.faults.append(Fault("GetObject", action, times=6))
     assert proxied.fetch(bundle_id, sign(KEY, LARGE)).content == LARGE
-    assert proxy.faults.pop().struck == 6
+    assert proxy.faults.pop().injected == 6
     proxy.requests.clear()
     proxy.faults.append(Fault("GetObject", action, times=1))
     byte_range = {"Range": f"bytes=1000-{7 << 20}"}
@@ -161,7 +161,7 @@ def test_reading_from_s3_stops_when_the_client_disconnects(proxied: Service, pro
     proxy.requests.clear()
     with proxied.http.stream("GET", f"/files/{bundle_id}", headers=proof) as response:
         next(response.iter_raw())
-    until(lambda: proxy.open_connections <= 1)
+    wait_until(lambda: proxy.open_connections <= 1)
     [_, download] = proxy.requests
     assert download.operation == "GetObject"
     assert download.sent < len(bundle) // 2

@@ -9,17 +9,17 @@ import pytest
 from service.s3 import calls, client
 from tests.s3.faults.failures import LARGE, SMALL, is_bucket_empty, operations
 from tests.support.clients.signing import random_bytes, sign
-from tests.support.clients.sockets import dial
+from tests.support.clients.sockets import connect_to
 from tests.support.marks import needs_proc
-from tests.support.polling import until
+from tests.support.polling import wait_until
 from tests.support.proxy import (
-    CHUNK,
+    CHUNK_SIZE,
     Delay,
     Fault,
+    PauseRequest,
     Proxy,
-    Withhold,
 )
-from tests.support.services.thread import SMALL_PART, Serve, running_service
+from tests.support.services.thread import SMALL_PART, StartService, running_service
 from tests.support.stores import Store
 
 KEY = "a signing key"
@@ -41,8 +41,8 @@ def test_call_times_out_if_s3_does_not_read_its_body(
         response = service.http.post("/upload", content=bundle)
         assert (response.status_code, response.json()["code"]) == (503, "storage_unavailable")
         assert response.elapsed.total_seconds() < 5
-        until(lambda: is_bucket_empty(service))
-        until(lambda: not unsent_bytes(proxy))
+        wait_until(lambda: is_bucket_empty(service))
+        wait_until(lambda: not unsent_bytes(proxy))
 
 
 def unsent_bytes(proxy: Proxy) -> int:
@@ -54,13 +54,13 @@ def unsent_bytes(proxy: Proxy) -> int:
 
 
 def test_part_is_sent_again_if_s3_stops_reading(
-    store: Store, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    store: Store, start_service: StartService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The part is larger than the kernel's buffers for a connection that is not read."""
     monkeypatch.setattr(client, "READ_TIMEOUT", 1.0)
     bundle = bytes(24 << 20)
     with Proxy(store.endpoint_url) as proxy:
-        service = serve(endpoint_url=proxy.url, part_size=len(bundle))
+        service = start_service(endpoint_url=proxy.url, part_size=len(bundle))
         proxy.faults.append(Fault("PutObject", Delay(30)))
         response = service.http.post("/upload", content=bundle)
         assert response.status_code == 200
@@ -78,25 +78,25 @@ def is_stalled(proxy: Proxy) -> bool:
 
 @needs_proc
 def test_abandoned_connection_sends_only_bytes_of_its_own_bundle(
-    store: Store, serve: Serve
+    store: Store, start_service: StartService
 ) -> None:
     """An upload is aborted while S3 does not read its part. Other uploads then reuse its memory."""
     part = 16 << 20
     aborted, *others = (random_bytes(seed, 2 * part + 1000) for seed in range(3))
-    stall = Withhold()
-    with Proxy(store.endpoint_url, ahead=CHUNK) as proxy:
-        service = serve(endpoint_url=proxy.url, part_size=part, memory_budget=2 * part)
+    stall = PauseRequest()
+    with Proxy(store.endpoint_url, receive_buffer=CHUNK_SIZE) as proxy:
+        service = start_service(endpoint_url=proxy.url, part_size=part, memory_budget=2 * part)
         proxy.faults.append(Fault("UploadPart", stall))
-        with dial(service.url) as connection:
+        with connect_to(service.url) as connection:
             head = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: {len(aborted)}\r\n\r\n"
             connection.sendall(head.encode() + aborted[: part + 1000])
-            until(lambda: "UploadPart" in operations(proxy) and is_stalled(proxy))
-        until(lambda: "AbortMultipartUpload" in operations(proxy))
+            wait_until(lambda: "UploadPart" in operations(proxy) and is_stalled(proxy))
+        wait_until(lambda: "AbortMultipartUpload" in operations(proxy))
         stored = [(service.upload(bundle), bundle) for bundle in others]
-        stall.told.set()
+        stall.resume.set()
         assert stall.ended.wait(20)
-        assert bytes(stall.taken) == aborted[: len(stall.taken)]
+        assert bytes(stall.received) == aborted[: len(stall.received)]
         for bundle_id, bundle in stored:
             assert service.fetch(bundle_id, sign(KEY, bundle)).content == bundle
-    print(f"{len(stall.taken)} bytes were sent after the stall")
-    assert stall.taken
+    print(f"{len(stall.received)} bytes were sent after the stall")
+    assert stall.received

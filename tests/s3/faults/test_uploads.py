@@ -18,9 +18,9 @@ from tests.s3.faults.failures import (
     operations,
 )
 from tests.support.clients.signing import sign
-from tests.support.polling import until
-from tests.support.proxy import Delay, Fault, Proxy, Respond, Swallow
-from tests.support.services.thread import SMALL_PART, Serve, Service
+from tests.support.polling import wait_until
+from tests.support.proxy import Delay, DropResponse, Fault, Proxy, Respond
+from tests.support.services.thread import SMALL_PART, Service, StartService
 from tests.support.stores import Store
 
 KEY = "a signing key"
@@ -39,14 +39,16 @@ def test_upload_that_s3_refuses_leaves_nothing(
 def test_upload_whose_responses_are_all_lost_leaves_nothing(
     proxied: Service, proxy: Proxy, operation: str
 ) -> None:
-    fault = Fault(operation, Swallow(), times=None)
+    fault = Fault(operation, DropResponse(), times=None)
     check_failed_upload(proxied, proxy, fault, WRITES[operation])
 
 
 @pytest.mark.parametrize("operation", WRITES)
-@pytest.mark.parametrize("action", [UNAVAILABLE, Swallow()], ids=["unavailable", "lost response"])
+@pytest.mark.parametrize(
+    "action", [UNAVAILABLE, DropResponse()], ids=["unavailable", "lost response"]
+)
 def test_clients_do_not_notice_a_temporary_fault(
-    proxied: Service, proxy: Proxy, operation: str, action: Respond | Swallow
+    proxied: Service, proxy: Proxy, operation: str, action: Respond | DropResponse
 ) -> None:
     """If only the response is lost, S3 has already carried out the call that is retried."""
     bundle = WRITES[operation]
@@ -57,7 +59,7 @@ def test_clients_do_not_notice_a_temporary_fault(
 
 def test_complete_whose_first_response_is_lost_succeeds(proxied: Service, proxy: Proxy) -> None:
     """S3 answers the retry with NoSuchUpload. HeadObject shows that the object exists."""
-    proxy.faults.append(Fault("CompleteMultipartUpload", Swallow()))
+    proxy.faults.append(Fault("CompleteMultipartUpload", DropResponse()))
     proxy.faults.append(Fault("CompleteMultipartUpload", NO_SUCH_UPLOAD))
     bundle_id = proxied.upload(LARGE)
     assert "HeadObject" in operations(proxy)
@@ -84,20 +86,20 @@ def test_object_is_deleted_even_if_uploads_cannot_be_listed(proxied: Service, pr
 
 def test_failure_is_logged_once_with_its_remedy_and_without_the_bundle_id(
     store: Store,
-    serve: Serve,
+    start_service: StartService,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(retries, "MAX_BACKOFF", 0.1)
     with Proxy(store.endpoint_url) as proxy:
-        service = serve(endpoint_url=proxy.url)
+        service = start_service(endpoint_url=proxy.url)
         bundle_id = service.upload(SMALL)
-        for action in (DENIED, Swallow()):
+        for action in (DENIED, DropResponse()):
             proxy.faults.append(Fault("GetObjectTagging", action, times=None))
             proxy.faults.append(Fault("HeadBucket", action, times=None))
             for _ in range(2):
                 assert service.fetch(bundle_id, sign(KEY, SMALL)).status_code == 503
-                until(lambda: service.http.get("/readyz").status_code == 503)
+                wait_until(lambda: service.http.get("/readyz").status_code == 503)
             proxy.faults.clear()
         assert service.fetch(bundle_id, sign(KEY, SMALL)).status_code == 200
     [denied, unreachable] = [
@@ -115,7 +117,7 @@ def test_upload_that_no_longer_exists_counts_as_aborted(proxied: Service, proxy:
 
 
 def test_failed_cleanup_is_retried_until_it_succeeds(
-    serve: Serve,
+    start_service: StartService,
     proxy: Proxy,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
@@ -124,17 +126,17 @@ def test_failed_cleanup_is_retried_until_it_succeeds(
 
     The test needs a new service, whose cleanup queue is empty and has logged nothing yet.
     """
-    service = serve(endpoint_url=proxy.url, part_size=PART)
+    service = start_service(endpoint_url=proxy.url, part_size=PART)
     monkeypatch.setattr(background, "MAX_BACKOFF", background.MIN_BACKOFF)
     list_fault = Fault("ListMultipartUploads", DENIED, times=None)
     proxy.faults += [list_fault, Fault("DeleteObject", DENIED, times=None)]
     proxy.faults.append(Fault("PutObjectTagging", DENIED, times=2))
     for _ in range(2):
         assert service.http.post("/upload", content=LARGE).status_code == 503
-    until(lambda: list_fault.struck >= 5)
+    wait_until(lambda: list_fault.injected >= 5)
     assert len(service.objects()) == 2
     proxy.faults.clear()
-    until(lambda: is_bucket_empty(service))
+    wait_until(lambda: is_bucket_empty(service))
     assert caplog.text.count("retrying until it does") == 1
 
 
@@ -144,9 +146,9 @@ def test_upload_that_an_outage_interrupts_is_removed_afterwards(
     proxy.faults.append(Fault("UploadPart", Delay(60), after=1))
     with ThreadPoolExecutor() as client:
         upload = client.submit(proxied.http.post, "/upload", content=LARGE)
-        until(lambda: operations(proxy).count("UploadPart") == 2)
-        proxy.unplug()
+        wait_until(lambda: operations(proxy).count("UploadPart") == 2)
+        proxy.disable()
         assert upload.result().status_code == 503
     assert proxied.multipart_uploads()
-    proxy.plug()
-    until(lambda: is_bucket_empty(proxied))
+    proxy.enable()
+    wait_until(lambda: is_bucket_empty(proxied))
