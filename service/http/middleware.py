@@ -50,20 +50,19 @@ _SLASHES = re.compile("/{2,}")
 def wrap(app: Starlette, metrics: Metrics, drain: Drain, *, cors_origins: Sequence[str]) -> ASGIApp:
     """Wrap `app` in all middleware.
 
-    CORS wraps everything that creates errors, so that pages can read errors too; only `draining`
-    after a cancelled request comes without CORS headers. CORS answers preflight requests itself.
-    These may have a body, so EarlyResponseMiddleware wraps CORS.
+    CORS wraps everything that creates errors, so that pages can read errors too. CORS answers
+    preflight requests itself. These may have a body, so EarlyResponseMiddleware wraps CORS.
     """
     cors = PreflightMiddleware(
-        RejectMalformedRequestMiddleware(app),
+        DrainMiddleware(RejectMalformedRequestMiddleware(app), drain),
         allow_origins=cors_origins,
         allow_methods=METHODS,
         allow_headers=REQUEST_HEADERS,
         expose_headers=RESPONSE_HEADERS,
         max_age=3600,
     )
-    drained = DrainMiddleware(EarlyResponseMiddleware(cors), drain)
-    return NormalizePathMiddleware(AccessLogMiddleware(drained, metrics, app.routes))
+    closing = CloseConnectionMiddleware(EarlyResponseMiddleware(cors), drain)
+    return NormalizePathMiddleware(AccessLogMiddleware(closing, metrics, app.routes))
 
 
 class PreflightMiddleware(CORSMiddleware):
@@ -105,11 +104,26 @@ def _normalize(raw_path: bytes, decoded: str) -> str:
     return _SLASHES.sub("/", path).rstrip("/") or "/"
 
 
-class DrainMiddleware:
-    """Closes connections after their response while the process drains.
+class CloseConnectionMiddleware:
+    """Closes connections after their response while the process drains."""
 
-    The server cancels requests that run longer than the drain timeout. If such a request has no
-    response yet, it is answered with `draining`.
+    def __init__(self, app: ASGIApp, drain: Drain) -> None:
+        self._app = app
+        self._drain = drain
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_and_close(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._drain.begun:
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        await self._app(scope, receive, send_and_close)
+
+
+class DrainMiddleware:
+    """Answers requests that the server cancels, because they run longer than the drain timeout.
+
+    If the response has already started, the connection is closed before its end.
     """
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
@@ -119,21 +133,19 @@ class DrainMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         responded = False
 
-        async def send_and_close(message: Message) -> None:
+        async def send_response(message: Message) -> None:
             nonlocal responded
             responded = True
-            if message["type"] == "http.response.start" and self._drain.begun:
-                MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         try:
-            await self._app(scope, receive, send_and_close)
+            await self._app(scope, receive, send_response)
         except asyncio.CancelledError:
             if not self._drain.begun:
                 raise
             if not responded:
                 response = problem(Draining.code, Draining.default_detail)
-                await response(scope, receive, send_and_close)
+                await response(scope, receive, send_response)
 
 
 class EarlyResponseMiddleware:

@@ -53,8 +53,9 @@ class Replica:
         return False
 
     def begin_upload(self, declared: int = len(BUNDLE)) -> socket.socket:
-        """Send the head of an upload of `declared` bytes, and the first half of its body."""
-        return begin_upload(self.url, BUNDLE[: declared // 2], declared)
+        """Send the head of a page's upload of `declared` bytes, and the first half of its body."""
+        headers = b"Origin: https://app.example\r\n"
+        return begin_upload(self.url, BUNDLE[: declared // 2], declared, headers)
 
     def multipart_uploads(self) -> list[str]:
         return multipart_upload_keys(self._s3, self._bucket)
@@ -135,6 +136,7 @@ def test_upload_that_exceeds_the_drain_timeout_gets_503_and_is_removed(replica: 
         response = read_until_closed(upload)
         assert response.startswith(b"HTTP/1.1 503 ")
         assert b'"code": "draining"' in response
+        assert b"\r\naccess-control-allow-origin: *\r\n" in response
         assert replica.process.wait(10) == 0
     assert not replica.all_keys()
 

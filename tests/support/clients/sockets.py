@@ -68,11 +68,13 @@ def raw_request(url: str, request: bytes) -> bytes:
         return read_until_closed(connection)
 
 
-def begin_upload(url: str, first_bytes: bytes, declared_size: int) -> socket.socket:
+def begin_upload(
+    url: str, first_bytes: bytes, declared_size: int, headers: bytes = b""
+) -> socket.socket:
     """Send the head of an upload of `declared_size` bytes, but only the first bytes of its body."""
     connection = connect_to(url)
-    head = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % declared_size
-    connection.sendall(head + first_bytes)
+    head = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % declared_size
+    connection.sendall(head + headers + b"\r\n" + first_bytes)
     return connection
 
 

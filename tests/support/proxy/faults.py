@@ -14,7 +14,7 @@ class Respond:
 
 @dataclass(frozen=True)
 class ResetRequest:
-    """Resets the connection after so many bytes of the request's body, or at its end.
+    """Resets the connection after `after_bytes` of the request's body, or at its end.
 
     The store does not get the request.
     """
@@ -24,7 +24,7 @@ class ResetRequest:
 
 @dataclass(frozen=True)
 class Reset:
-    """Resets the connection after so many bytes of the response's body, or at its end.
+    """Resets the connection after `after_bytes` of the response's body, or at its end.
 
     The client may lose bytes that it has received but not read.
     """
@@ -34,14 +34,14 @@ class Reset:
 
 @dataclass(frozen=True)
 class Truncate:
-    """Closes the connection (FIN) after so many bytes of the response's body, or at its end."""
+    """Closes the connection (FIN) after `after_bytes` of the response's body, or at its end."""
 
     after_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Stall:
-    """Pauses after so many bytes of the response's body, if it is longer."""
+    """Pauses after `after_bytes` of the response's body, if it is longer."""
 
     seconds: float
     after_bytes: int = 0
