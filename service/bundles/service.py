@@ -154,7 +154,7 @@ class BundleService:
         return upload.bundle_id, record
 
     async def download(
-        self, bundle_id: UUID, proof: Proof | None, wanted: RangeRequest, *, body: bool = True
+        self, bundle_id: UUID, proof: Proof | None, requested: RangeRequest, *, body: bool = True
     ) -> Download:
         """Authorize a download of a bundle, or of a range of it; without `body`, as for HEAD.
 
@@ -171,15 +171,15 @@ class BundleService:
                 if receipt is not None:
                     await asyncio.wait([receipt], timeout=RECEIPT_TIMEOUT)
                 stat = read.stat if read else await self._storage.head(bundle_id)
-                wanted.select(stat)
+                requested.select(stat)
                 return Download(record, stat, None)
             if read is None:
                 resources.enter_context(await self._memory.parts.acquire(OPEN_BODY_SIZE))
-            stat, content, part = await self._content(bundle_id, wanted, read)
+            stat, content, part = await self._content(bundle_id, requested, read)
             content = DownloadContent(content, resources.pop_all(), receipt)
             return Download(record, stat, content, part)
 
-    async def delete(self, bundle_id: UUID, proof: Proof, wanted: RangeRequest) -> None:
+    async def delete(self, bundle_id: UUID, proof: Proof, requested: RangeRequest) -> None:
         """Delete a bundle. When this returns, no replica can read it any more.
 
         Raises what `download` raises. The delete is repeated until S3 no longer has the object: on
@@ -187,8 +187,8 @@ class BundleService:
         """
         with ExitStack() as resources:
             _, read = await self._authorize(bundle_id, proof, resources, keep=False)
-        if wanted.if_match is not None:
-            wanted.select(read.stat if read else await self._storage.head(bundle_id))
+        if requested.if_match is not None:
+            requested.select(read.stat if read else await self._storage.head(bundle_id))
         for _ in range(DELETE_ATTEMPTS):
             await self._storage.delete(bundle_id)
             try:
@@ -249,14 +249,14 @@ class BundleService:
             raise InvalidHmac
 
     async def _content(
-        self, bundle_id: UUID, wanted: RangeRequest, read: "_VerifiedRead | None"
+        self, bundle_id: UUID, requested: RangeRequest, read: "_VerifiedRead | None"
     ) -> tuple[ObjectStat, Content, range | None]:
         """Return the requested bytes, from memory if they are there, or else from S3."""
-        if read is None and wanted.unconditional:
+        if read is None and requested.unconditional:
             stored = await self._storage.open(bundle_id)
             return stored.stat, stored, None
         stat = read.stat if read else await self._storage.head(bundle_id)
-        part = wanted.select(stat)
+        part = requested.select(stat)
         if read is not None and read.bundle is not None:
             return stat, InMemoryContent(read.bundle, part or range(stat.size)), part
         return stat, await self._storage.open(bundle_id, etag=stat.etag, part=part), part

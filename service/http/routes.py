@@ -115,21 +115,21 @@ async def download(request: Request[State]) -> Response:
     bundles = request.state["bundles"]
     get = request.method == "GET"
     proof = _proof(request, required=bundles.require_hmac)
-    wanted = RangeRequest(
+    requested = RangeRequest(
         _list_header(request, "Range") if get else None,
         _list_header(request, "If-Match"),
         _list_header(request, "If-Range"),
     )
     bundle_id = _bundle_id(request)
-    work = bundles.download(bundle_id, proof, wanted, body=get)
+    work = bundles.download(bundle_id, proof, requested, body=get)
     return BundleResponse(bundle_id, await cancel_on_disconnect(request.receive, work))
 
 
 async def delete(request: Request[State]) -> Response:
     """`DELETE /files/{id}`: always needs a proof; answers when the bundle is deleted."""
     proof = _proof(request, required=True)
-    wanted = RangeRequest(if_match=_list_header(request, "If-Match"))
-    await request.state["bundles"].delete(_bundle_id(request), proof, wanted)
+    requested = RangeRequest(if_match=_list_header(request, "If-Match"))
+    await request.state["bundles"].delete(_bundle_id(request), proof, requested)
     return Response(status_code=204)
 
 

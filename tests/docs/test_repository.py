@@ -126,3 +126,19 @@ def test_wheel_contains_only_the_service_with_types_and_data(tmp_path: Path) -> 
         "message_history_server",
         "service",
     }
+
+
+def test_modules_are_short_and_folders_are_small() -> None:
+    """A module has at most 320 lines, and a folder at most 12 entries; except the root."""
+    files = repository.files()
+    long = {
+        path: lines
+        for path in files
+        if path.suffix == ".py" and (lines := len((ROOT / path).read_text().splitlines())) > 320
+    }
+    entries: dict[Path, set[str]] = {}
+    for path in files:
+        for folder in path.parents[:-1]:
+            entries.setdefault(folder, set()).add(path.relative_to(folder).parts[0])
+    large = {folder: len(names) for folder, names in entries.items() if len(names) > 12}
+    assert (long, large) == ({}, {})
