@@ -1,4 +1,7 @@
-"""Builds the ASGI application from the settings. Tests start the same application."""
+"""Builds the ASGI application from the settings.
+
+`service.cli` serves it, and tests start the same application. All objects are created here.
+"""
 
 import time
 from collections.abc import AsyncIterator, Callable

@@ -1,4 +1,7 @@
-"""The drain state: how far the process has got with its graceful shutdown."""
+"""The drain state: how far the process has got with its graceful shutdown.
+
+`service.cli` creates it, `http.server` sets it, and all layers above this one read it.
+"""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,7 @@
-"""What an upload claims about itself, and whether the received bytes match. Pure."""
+"""What an upload claims about itself, and whether the received bytes match. Pure.
+
+`http.routes` parses the claims from the headers, and `service` verifies them during the upload.
+"""
 
 import hashlib
 from collections.abc import Sequence

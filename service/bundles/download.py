@@ -1,4 +1,7 @@
-"""The bytes of an authorized download, and the memory that it holds until it ends."""
+"""The bytes of an authorized download, and the memory that it holds until it ends.
+
+`service` creates a `Download`, and `http.responses` streams and closes it.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,5 +1,7 @@
-"""HMACs, receipts and digests: who may download a bundle, and whether it arrived intact. Pure.
+"""HMACs, receipts and digests: computes, compares, and parses or formats their headers. Pure.
 
+`service` uses them to decide who may download or delete a bundle, `claims` to verify an upload.
+`http.routes` parses request headers with this module, and `http.responses` formats `Repr-Digest`.
 All comparisons take constant time.
 """
 

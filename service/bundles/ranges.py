@@ -1,4 +1,7 @@
-"""Byte ranges and conditional requests (RFC 9110, sections 13 and 14). Pure."""
+"""Byte ranges and conditional requests (RFC 9110, sections 13 and 14). Pure.
+
+`http.routes` creates a `RangeRequest` from the headers, and `service` applies it to the object.
+"""
 
 import re
 from dataclasses import dataclass

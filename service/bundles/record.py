@@ -1,4 +1,7 @@
-"""A bundle's record, which S3 keeps as object tags, and when the bundle expires. Pure."""
+"""A bundle's record, which S3 keeps as object tags, and when the bundle expires. Pure.
+
+`claims` creates the record of an upload, and `service` reads it for every other request.
+"""
 
 import math
 import re

@@ -1,8 +1,8 @@
-"""The operations on bundles: upload, download and delete.
+"""The operations on bundles: upload, download and delete. `http.routes` calls them.
 
-A download is authorized before its first byte is sent, and `BundleService._authorize` is the one
-place that decides. This module defines the `Storage` interface that it needs, and knows neither
-HTTP nor botocore.
+A download or a delete is authorized before anything else happens, and `BundleService._authorize`
+is the one place that decides. This module defines the `Storage` interface that it needs, which
+`s3.storage` implements. It knows neither Starlette nor botocore.
 """
 
 import asyncio

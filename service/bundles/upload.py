@@ -1,4 +1,4 @@
-"""One upload on its way into S3: a PutObject, or a multipart upload.
+"""One upload on its way into S3: a PutObject, or a multipart upload. `service` creates it.
 
 In a multipart upload, one part is sent while the next one fills.
 """

@@ -1,4 +1,8 @@
-"""The access log: one log line and one metric observation for each request."""
+"""The access log: middleware that logs, counts and times each request to the application.
+
+It also chooses the request's id, and returns it as `X-Request-Id`. `middleware.wrap` installs it.
+Requests whose head cannot be parsed never get here: `server.connection` logs those itself.
+"""
 
 import logging
 import re

@@ -1,4 +1,7 @@
-"""multipart/form-data (RFC 7578) as a stream of the part named `file`, without buffering it."""
+"""multipart/form-data (RFC 7578) as a stream of the part named `file`, without buffering it.
+
+`routes` wraps the body of an upload in it.
+"""
 
 from __future__ import annotations
 

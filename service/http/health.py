@@ -1,4 +1,7 @@
-"""The readiness check: this process is ready while its bucket responds, until it drains."""
+"""The readiness check: this process is ready while its bucket responds, until it drains.
+
+`routes` calls it for `GET /readyz`, and `service.app` once at the start.
+"""
 
 import asyncio
 import time

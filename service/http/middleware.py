@@ -1,4 +1,7 @@
-"""Pure ASGI middleware around the application: paths, CORS, early responses, draining."""
+"""Pure ASGI middleware around the application: paths, CORS, early responses, draining.
+
+`service.app` wraps the application with `wrap`.
+"""
 
 import asyncio
 import re

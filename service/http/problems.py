@@ -1,8 +1,8 @@
 """Errors as `application/problem+json`, and the one table from error code to HTTP status.
 
 The body has the members of RFC 9457, `type`, `title`, `status` and `detail`, and the stable `code`.
-`app` registers the exception handlers. The middleware and the server call `problem` themselves, for
-requests that never reach a route.
+`service.app` registers the exception handlers. `middleware` and `server.connection` call `problem`
+themselves, for requests that never reach a route or are cancelled during a shutdown.
 """
 
 import json

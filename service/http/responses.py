@@ -1,4 +1,7 @@
-"""A bundle as a streamed response."""
+"""A bundle as a streamed response, and what happens if the client disconnects meanwhile.
+
+`routes` returns a `BundleResponse` for every download.
+"""
 
 import asyncio
 from collections.abc import Coroutine

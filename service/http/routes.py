@@ -1,4 +1,8 @@
-"""The routes of the API: each function parses its request's headers and creates the response."""
+"""The routes of the API: each function turns a request into a call and its result into a response.
+
+`upload`, `download` and `delete` parse headers and call `bundles.service`. `service.app` registers
+`ROUTES`, and its lifespan creates the objects in `State`.
+"""
 
 import asyncio
 import re

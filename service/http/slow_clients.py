@@ -1,4 +1,9 @@
-"""Timeouts for slow clients: a limit on each wait and a minimum average rate."""
+"""When a client is too slow, and how long a request is read on after an early response.
+
+`ClientRate` limits the time without a byte, and the average rate after a grace period. `routes`
+applies it to uploads, and `server.connection` to responses. `middleware` and `server.connection`
+use `DISCARD_TIMEOUT`.
+"""
 
 MIN_RATE = 16 * 1024
 """Bytes per second that a client has to send or receive on average."""

@@ -1,4 +1,4 @@
-"""Bodies of S3 requests and responses as streams."""
+"""Bodies of S3 requests and responses as streams. `storage` creates them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The S3 client of the process: its connections and its configuration."""
+"""The S3 client of the process: its connections and its configuration.
+
+`service.app` opens it for the service, and `service.cli` for its other commands.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""The embedded S3 store of `serve --dev`: moto's server in this process, in memory, on loopback."""
+"""The embedded S3 store of `serve --dev`: moto's server in this process, in memory, on loopback.
+
+`service.cli` starts it.
+"""
 
 import logging
 import os

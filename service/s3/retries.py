@@ -1,4 +1,7 @@
-"""Retries of requests to S3: botocore's standard mode, with more attempts and shorter waits."""
+"""Retries of requests to S3: botocore's standard mode, with more attempts and shorter waits.
+
+`client` installs them, and counts each retry.
+"""
 
 from __future__ import annotations
 

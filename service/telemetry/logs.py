@@ -1,4 +1,9 @@
-"""Log lines on standard error: text for people, JSON for machines."""
+"""The log of the process on standard error: text for people, JSON for machines.
+
+Every command of `service.cli` calls `configure` once. JSON lines also have the id of the current
+request, and the fields that the caller passes as `extra={"fields": ...}`. Expected errors of
+uvicorn are dropped.
+"""
 
 import asyncio
 import json

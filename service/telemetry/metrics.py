@@ -1,6 +1,8 @@
 """Prometheus metrics of one process. No label value comes from a client.
 
-Prometheus itself adds the label that tells the replicas apart.
+`service.app` creates the one `Metrics`, passes it to the access log, `bundles.service` and `s3`,
+which count with its attributes, and registers the memory pools. `http.routes` serves it at
+`/metrics`. Prometheus itself adds the label that tells the replicas apart.
 """
 
 from typing import Protocol

@@ -1,6 +1,8 @@
 """The current request: its id, and how long it has waited for its client, for memory and for S3.
 
-The access log starts the timing and reports it. The code that waits adds to it with `measure`.
+`http.access_log` starts the timing and reports it, and `logs` reads the id. Code that waits adds to
+it with `measure`: `http` for the client, `bundles` for memory, both `bundles` and `s3` for S3.
+`detached` is for background tasks, whose waits do not count.
 """
 
 import time

@@ -1,7 +1,8 @@
 """One connection: uvicorn's h11 protocol, with a timeout for everything that it waits for.
 
 There is a deadline for each request's head, a minimum rate for reading a response, and a timeout
-for closing. Reads are no larger than what the application asks for.
+for closing. Reads are no larger than what the application asks for. `server` creates one
+`Connection` for each client.
 """
 
 import asyncio

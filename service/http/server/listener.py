@@ -1,4 +1,4 @@
-"""The socket that the server listens on."""
+"""The socket that the server listens on. `service.cli` opens it before it starts the server."""
 
 import os
 import socket

@@ -1,4 +1,7 @@
-"""h11's request parser, with limits on the size of a head and on the work done at a time."""
+"""h11's request parser, with limits on the size of a head and on the work done at a time.
+
+Each `connection` has one.
+"""
 
 import h11
 from h11._readers import ContentLengthReader

@@ -1,4 +1,7 @@
-"""The server process: uvicorn with a graceful shutdown that loses no request."""
+"""The server process: uvicorn with a graceful shutdown that loses no request.
+
+`service.cli` runs it. Signals set the drain state, which the application reads.
+"""
 
 import asyncio
 import math

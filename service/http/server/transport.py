@@ -1,6 +1,8 @@
-"""The two directions of a connection: when to read on, and how much the client has received.
+"""What uvicorn lacks on a connection: flow control of reads, and a transport with a deadline.
 
-`connection` puts these classes in the place of uvicorn's flow control and transport.
+`ReadFlowControl` decides when to read on. `MeasuredTransport` wraps the transport: it knows how
+much the client has received, and resets the connection if closing takes too long. Only
+`connection` uses them, in place of uvicorn's flow control and the event loop's transport.
 """
 
 import asyncio
