@@ -57,15 +57,15 @@ def wrap(app: Starlette, metrics: Metrics, drain: Drain, *, cors_origins: Sequen
     preflight requests itself. These may have a body, so EarlyResponseMiddleware wraps CORS.
     """
     cors = PreflightMiddleware(
-        DrainMiddleware(RejectMalformedRequestMiddleware(app), drain),
+        RejectMalformedRequestMiddleware(app),
         allow_origins=cors_origins,
         allow_methods=METHODS,
         allow_headers=REQUEST_HEADERS,
         expose_headers=RESPONSE_HEADERS,
         max_age=3600,
     )
-    closing = CloseConnectionMiddleware(EarlyResponseMiddleware(cors), drain)
-    return NormalizePathMiddleware(AccessLogMiddleware(closing, metrics, app.routes))
+    drained = DrainMiddleware(EarlyResponseMiddleware(cors), drain)
+    return NormalizePathMiddleware(AccessLogMiddleware(drained, metrics, app.routes))
 
 
 class PreflightMiddleware(CORSMiddleware):
@@ -107,26 +107,13 @@ def _normalize(raw_path: bytes, decoded: str) -> str:
     return _SLASHES.sub("/", path).rstrip("/") or "/"
 
 
-class CloseConnectionMiddleware:
-    """Closes connections after their response while the process drains."""
-
-    def __init__(self, app: ASGIApp, drain: Drain) -> None:
-        self._app = app
-        self._drain = drain
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_and_close(message: Message) -> None:
-            if message["type"] == "http.response.start" and self._drain.begun:
-                MutableHeaders(scope=message)["Connection"] = "close"
-            await send(message)
-
-        await self._app(scope, receive, send_and_close)
-
-
 class DrainMiddleware:
-    """Answers requests that the server cancels, because they run longer than the drain timeout.
+    """Closes connections after their response while the process drains.
 
-    If the response has already started, the connection is closed before its end.
+    The server cancels requests that run longer than the drain timeout. If such a request has no
+    response yet, it is answered with `draining` at once: the process does not wait for the rest of
+    its body. This response does not pass through CORS, and contains no secret, so every origin may
+    read it.
     """
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:
@@ -136,19 +123,22 @@ class DrainMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         responded = False
 
-        async def send_response(message: Message) -> None:
+        async def send_and_close(message: Message) -> None:
             nonlocal responded
             responded = True
+            if message["type"] == "http.response.start" and self._drain.begun:
+                MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         try:
-            await self._app(scope, receive, send_response)
+            await self._app(scope, receive, send_and_close)
         except asyncio.CancelledError:
             if not self._drain.begun:
                 raise
             if not responded:
-                response = problem(Draining.code, Draining.default_detail)
-                await response(scope, receive, send_response)
+                headers = {"Access-Control-Allow-Origin": "*"}
+                response = problem(Draining.code, Draining.default_detail, headers)
+                await response(scope, receive, send_and_close)
 
 
 class EarlyResponseMiddleware:
