@@ -1,4 +1,4 @@
-"""The commands `serve`, `init-bucket` and `check`.
+"""The commands `serve`, `init-bucket` and `check`; run by `__main__` and the installed script.
 
 They exit with 1 after a failure, and with 2 if an argument or a setting is wrong.
 """

@@ -1,6 +1,7 @@
 """The drain state: how far the process has got with its graceful shutdown.
 
-`service.cli` creates it, `http.server` sets it, and all layers above this one read it.
+`service.cli` creates it and `http.server` sets it. `http.health`, `http.middleware` and
+`bundles.service` read it.
 """
 
 from dataclasses import dataclass

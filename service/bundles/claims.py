@@ -1,6 +1,7 @@
-"""What an upload claims about itself, and whether the received bytes match. Pure.
+"""What an upload claims about itself (HMAC, signing key, digests), and whether it is true. Pure.
 
-`http.routes` parses the claims from the headers, and `service` verifies them during the upload.
+`http.routes` parses the claims from the headers. `service` verifies them during the upload, which
+gives the bundle's record.
 """
 
 import hashlib

@@ -1,6 +1,7 @@
 """The S3 client of the process: its connections and its configuration.
 
-`service.app` opens it for the service, and `service.cli` for its other commands.
+`service.app` opens the one client of the running service. `service.cli` opens one for each of its
+other tasks: checking AWS's settings, `init-bucket` and `check`.
 """
 
 from __future__ import annotations

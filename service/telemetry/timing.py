@@ -2,7 +2,8 @@
 
 `http.access_log` starts the timing and reports it, and `logs` reads the id. Code that waits adds to
 it with `measure`: `http` for the client, `bundles` for memory, both `bundles` and `s3` for S3.
-`detached` is for background tasks, whose waits do not count.
+`detached` is for tasks beside the request, whose waits do not count. Log fields call memory the
+budget.
 """
 
 import time
