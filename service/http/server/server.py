@@ -91,7 +91,7 @@ class Server(uvicorn.Server):
         self._drained_at = min(self._drained_at, time.monotonic() + self._drain_delay)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the listener, serve everyone who is already connected, then shut uvicorn down."""
+        """Close the listener, serve the clients that are connected, then shut uvicorn down."""
         if self._drain_delay and not self.force_exit:
             self._accept_backlog()
             for server in self.servers:
