@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager, suppress
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
-from service.bundles.memory import SLOT_SIZE, Memory
-from service.bundles.service import OPEN_BODY_SIZE, BundleService
+from service.bundles.memory import Memory
+from service.bundles.service import BundleService
 from service.drain import Drain
 from service.errors import StorageUnavailable
 from service.http import about
@@ -19,6 +19,7 @@ from service.http.health import Readiness
 from service.http.middleware import wrap
 from service.http.problems import EXCEPTION_HANDLERS
 from service.http.routes import ROUTES, State
+from service.http.server import open_files
 from service.s3.calls import S3Calls
 from service.s3.client import connect
 from service.s3.storage import S3Storage
@@ -41,11 +42,21 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[State]:
-        memory = Memory(settings.memory_budget, timeout=settings.queue_timeout)
-        metrics.watch("parts", memory.parts)
-        metrics.watch("slots", memory.slots)
-        transfers = memory.parts.total // OPEN_BODY_SIZE + memory.slots.total // SLOT_SIZE
-        async with connect(settings.region, connections=2 * transfers, metrics=metrics) as client:
+        memory = Memory(
+            settings.memory_budget, part_size=settings.part_size, timeout=settings.queue_timeout
+        )
+        metrics.watch("windows", memory.windows)
+        metrics.watch("buffers", memory.buffers, reclaimable=memory.replay_size)
+        metrics.memory_limit.set(settings.memory_budget)
+        metrics.memory_replay.set_function(memory.replay_size)
+        open_files.raise_limit(memory.max_transfers)
+        connections = 2 * memory.max_transfers
+        async with connect(
+            settings.region,
+            connections=connections,
+            read_size=memory.chunk_size,
+            metrics=metrics,
+        ) as client:
             storage = S3Storage(
                 client,
                 S3Calls(settings.bucket, metrics),
@@ -57,7 +68,6 @@ def create_app(
                 memory,
                 metrics,
                 drain,
-                part_size=settings.part_size,
                 max_size=settings.max_bundle_size,
                 retention=settings.retention,
                 require_hmac=settings.require_hmac,
@@ -69,6 +79,7 @@ def create_app(
             try:
                 yield State(
                     bundles=bundles,
+                    memory=memory,
                     readiness=readiness,
                     metrics=metrics,
                     read_timeout=settings.read_timeout,

@@ -5,6 +5,7 @@ They exit with 1 after a failure, and with 2 if an argument or a setting is wron
 
 import asyncio
 import dataclasses
+import gc
 import json
 import sys
 from collections.abc import Iterator
@@ -78,6 +79,7 @@ def serve(*, dev: bool = False) -> None:
             asyncio.run(_initialize_bucket(config))
 
         def ready() -> None:
+            _tune_garbage_collection()
             notice = DEV_NOTICE if dev else ""
             click.echo(BANNER.format(version=__version__, url=url(listener), dev=notice))
             sys.stdout.flush()
@@ -123,6 +125,18 @@ def check_bucket(*, as_json: bool) -> None:
         click.echo(json.dumps(lines, indent=2))
     if not all(finding.ok for finding in findings):
         raise SystemExit(1)
+
+
+def _tune_garbage_collection() -> None:
+    """Make the garbage collector skip everything that exists now, and run less often.
+
+    This is mostly botocore's models, which are never freed. Checking them again and again takes a
+    tenth of the CPU time of a transfer. With a thousand uploads, a full collection stopped the
+    event loop for up to 0.45 s.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 20)
 
 
 async def _check_bucket(config: settings.Settings, *, print_findings: bool) -> list[check.Finding]:

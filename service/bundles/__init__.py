@@ -1,7 +1,9 @@
 """What can be done with bundles. Knows neither Starlette nor botocore.
 
-    service       upload, download and delete, on the `Storage` interface that `s3` implements
-    upload        one upload on its way into S3: a PutObject or a multipart upload
+    service       upload, download and delete
+    access        looks bundles up, and decides who may download or delete them
+    upload        one upload on its way into S3: streamed, or collected in parts
+    stream        the body of an upload that is sent to S3 while it arrives
     download      the bytes of a download, with the memory that they hold
     memory        the memory limit for the bytes of all transfers
     background    work that outlives its request: cleanup after failed uploads, receipts

@@ -26,30 +26,34 @@ class UploadClaims:
     key: bytes | None = field(default=None, repr=False)
     digests: Sequence[str] = ()
 
+    def record(self, bundle_id: UUID, expires_at: int, size: int | None) -> BundleRecord:
+        """Return the bundle's record, which is valid once the received bytes match the claims."""
+        receipt = None
+        if self.hmac is not None and self.key is not None:
+            receipt = compute_receipt(Proof(self.hmac, self.key), bundle_id)
+        sha256 = self.digests[0] if self.digests else None
+        return BundleRecord(expires_at, size, sha256, self.hmac, receipt)
+
 
 class UploadVerifier:
-    """Computes the digests of an upload as its bytes arrive, and compares them with the claims."""
+    """Computes what an upload's claims need as its bytes arrive, and nothing else."""
 
     def __init__(self, claims: UploadClaims) -> None:
         self._claims = claims
-        self._sha256 = hashlib.sha256()
+        self._sha256 = hashlib.sha256() if claims.digests else None
         self._hmac = None if claims.key is None else HmacVerifier(claims.key)
 
     def update(self, chunk: bytes) -> None:
-        self._sha256.update(chunk)
+        if self._sha256 is not None:
+            self._sha256.update(chunk)
         if self._hmac is not None:
             self._hmac.update(chunk)
 
-    def verify(self, bundle_id: UUID, expires_at: int) -> BundleRecord:
-        """Return the record of the received bundle.
-
-        Raises `DigestMismatch` or `HmacMismatch` if the bytes do not match the claims.
-        """
-        sha256, hmac, key = self._sha256.hexdigest(), self._claims.hmac, self._claims.key
-        if not all(equal_digests(sha256, digest) for digest in self._claims.digests):
-            raise DigestMismatch
-        if self._hmac is None or hmac is None or key is None:
-            return BundleRecord(sha256, expires_at, hmac)
-        if not self._hmac.matches(hmac):
+    def verify(self) -> None:
+        """Raise `DigestMismatch` or `HmacMismatch` if the bytes do not match the claims."""
+        if self._sha256 is not None:
+            sha256 = self._sha256.hexdigest()
+            if not all(equal_digests(sha256, digest) for digest in self._claims.digests):
+                raise DigestMismatch
+        if self._hmac is not None and not self._hmac.matches(self._claims.hmac or ""):
             raise HmacMismatch
-        return BundleRecord(sha256, expires_at, hmac, compute_receipt(Proof(hmac, key), bundle_id))

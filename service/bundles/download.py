@@ -3,21 +3,13 @@
 `service` creates a `Download`, and `http.responses` streams and closes it.
 """
 
-import asyncio
-from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
 from service.bundles.ranges import ObjectStat
 from service.bundles.record import BundleRecord
-from service.telemetry import timing
-
-CHUNK_SIZE = 256 * 1024
-"""Bytes of a bundle in memory that are sent at a time."""
-
-RECEIPT_TIMEOUT = 5.0
-"""Seconds that the last bytes of a download wait for PutObjectTagging to store its receipt."""
 
 
 class Content(Protocol):
@@ -43,45 +35,32 @@ class Download:
 class InMemoryContent:
     """The requested part of a verified bundle that is already in memory."""
 
-    def __init__(self, bundle: memoryview, part: range) -> None:
-        self._rest = bundle[part.start : part.stop]
+    def __init__(self, chunks: Sequence[bytes], part: range) -> None:
+        self._chunks = chunks
+        self._part = part
 
     async def __aiter__(self) -> AsyncIterator[memoryview]:
-        while self._rest:
-            chunk, self._rest = self._rest[:CHUNK_SIZE], self._rest[CHUNK_SIZE:]
-            yield chunk
+        start = 0
+        for chunk in self._chunks:
+            first, last = max(self._part.start - start, 0), self._part.stop - start
+            if last > 0 and first < len(chunk):
+                yield memoryview(chunk)[first:last]
+            start += len(chunk)
 
     async def aclose(self) -> None:
-        self._rest = memoryview(b"")
+        self._chunks = ()
 
 
 class DownloadContent:
-    """Content together with the memory that it uses.
+    """Content together with the memory that it uses."""
 
-    Its last bytes are held back until its `receipt` is stored. A client that has received all of a
-    bundle may fetch it again at once, and that download should already use the receipt.
-    """
-
-    def __init__(
-        self, content: Content, resources: ExitStack, receipt: asyncio.Task[None] | None
-    ) -> None:
+    def __init__(self, content: Content, resources: AsyncExitStack) -> None:
         self._content = content
         self._resources = resources
-        self._receipt = receipt
 
     def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
-        return aiter(self._content) if self._receipt is None else self._hold_back(self._receipt)
-
-    async def _hold_back(self, receipt: asyncio.Task[None]) -> AsyncIterator[bytes | memoryview]:
-        last: bytes | memoryview = b""
-        async for chunk in self._content:
-            if last:
-                yield last
-            last = chunk
-        with timing.measure("s3"):
-            await asyncio.wait([receipt], timeout=RECEIPT_TIMEOUT)
-        yield last
+        return aiter(self._content)
 
     async def aclose(self) -> None:
         await self._content.aclose()
-        self._resources.close()
+        await self._resources.aclose()

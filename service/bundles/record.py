@@ -12,19 +12,22 @@ from typing import Self
 DAY = 86_400
 
 _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
-_UNIX_SECONDS = re.compile(r"[0-9]{1,12}")
+_NUMBER = re.compile(r"[0-9]{1,15}")
 
 
 @dataclass(frozen=True, slots=True)
 class BundleRecord:
-    """A bundle's SHA-256, HMAC-SHA256 and receipt (64 lower-case hex digits), and its expiry.
+    """What the service knows about a bundle.
 
-    `expires_at` is in Unix seconds. `hmac` is `None` if the upload claimed none. Only a record with
-    an `hmac` can have a `receipt`. A field of the wrong form raises `ValueError`.
+    `expires_at` is in Unix seconds. `size` is in bytes, and `None` if it was not known before the
+    first byte was stored. `sha256`, `hmac` and `receipt` are 64 lower-case hex digits; `sha256` and
+    `hmac` are `None` if the upload claimed none. Only a record with an `hmac` can have a `receipt`.
+    A field of the wrong form raises `ValueError`.
     """
 
-    sha256: str
     expires_at: int
+    size: int | None = None
+    sha256: str | None = None
     hmac: str | None = None
     receipt: str | None = None
 
@@ -41,15 +44,16 @@ class BundleRecord:
 
         A multipart object is not a bundle until its tags are written. A malformed tag is never
         treated as an absent one: otherwise a damaged `hmac-sha256` would remove the protection of
-        a bundle.
+        a bundle, and a damaged `size` would let a truncated one pass.
         """
-        expires_at = tags.get("expires-at", "")
-        if not _UNIX_SECONDS.fullmatch(expires_at):
+        expires_at, size = tags.get("expires-at", ""), tags.get("size")
+        if not _NUMBER.fullmatch(expires_at) or not (size is None or _NUMBER.fullmatch(size)):
             return None
         try:
             return cls(
-                tags.get("sha256", ""),
                 int(expires_at),
+                None if size is None else int(size),
+                tags.get("sha256"),
                 tags.get("hmac-sha256"),
                 tags.get("receipt"),
             )
@@ -57,12 +61,14 @@ class BundleRecord:
             return None
 
     def to_tags(self) -> dict[str, str]:
-        tags = {"sha256": self.sha256, "expires-at": str(self.expires_at)}
-        if self.hmac is not None:
-            tags["hmac-sha256"] = self.hmac
-        if self.receipt is not None:
-            tags["receipt"] = self.receipt
-        return tags
+        tags = {
+            "expires-at": str(self.expires_at),
+            "size": None if self.size is None else str(self.size),
+            "sha256": self.sha256,
+            "hmac-sha256": self.hmac,
+            "receipt": self.receipt,
+        }
+        return {name: value for name, value in tags.items() if value is not None}
 
     def is_expired(self, now: float) -> bool:
         """Return whether the bundle has expired at `now` (Unix seconds)."""
@@ -74,10 +80,10 @@ def lifecycle_days(retention: int) -> int:
     return retention // DAY + 1
 
 
-def expiry_time(*, started: float, now: float, ttl: int, retention: int) -> int:
-    """Return the Unix second in which a bundle uploaded from `started` to `now` expires.
+def expiry_time(started: float, ttl: int) -> int:
+    """Return the Unix second in which a bundle expires whose upload started at `started`.
 
-    It lives for `ttl` seconds from `now`, rounded up to a whole second, but not longer than the
-    lifecycle rule allows: S3 counts the age of a multipart object from CreateMultipartUpload.
+    It is counted from the start of the request, as S3 counts the age of a multipart object from
+    CreateMultipartUpload.
     """
-    return min(math.ceil(now + ttl), int(started) + lifecycle_days(retention) * DAY)
+    return math.ceil(started + ttl)

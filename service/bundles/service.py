@@ -1,33 +1,26 @@
 """The operations on bundles: upload, download and delete. `http.routes` calls them.
 
-A download or a delete is authorized before anything else happens, and `BundleService._authorize`
-is the one place that decides. This module defines the `Storage` interface that it needs, which
-`s3.storage` implements. It knows neither Starlette nor botocore.
+Knows neither HTTP nor botocore. `access` decides who may download or delete a bundle, before its
+first byte is sent.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import ExitStack, aclosing, contextmanager
-from dataclasses import dataclass, replace
-from typing import Protocol
-from uuid import UUID
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
+from uuid import UUID, uuid4
 
+from service.bundles.access import BundleAccess, Storage
 from service.bundles.background import BackgroundTasks, CleanupQueue
 from service.bundles.claims import UploadClaims, UploadVerifier
-from service.bundles.download import (
-    RECEIPT_TIMEOUT,
-    Content,
-    Download,
-    DownloadContent,
-    InMemoryContent,
-)
+from service.bundles.download import Content, Download, DownloadContent, InMemoryContent
 from service.bundles.memory import Memory
-from service.bundles.proof import HmacVerifier, Proof, compute_receipt, equal_digests
-from service.bundles.ranges import ObjectStat, RangeRequest
+from service.bundles.proof import Proof, compute_receipt
+from service.bundles.ranges import RangeRequest
 from service.bundles.record import BundleRecord, expiry_time
-from service.bundles.upload import Upload, UploadStorage
+from service.bundles.upload import BufferedUpload, StreamedUpload, Upload
 from service.drain import Drain
 from service.errors import (
     BundleTooLarge,
@@ -35,53 +28,26 @@ from service.errors import (
     Draining,
     EmptyBundle,
     HistoryError,
-    InvalidHmac,
-    MissingHeader,
     NotFound,
     StorageUnavailable,
+    UploadTimeout,
 )
 from service.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 
-OPEN_BODY_SIZE = 1 << 20
-"""Bytes of memory that are reserved for a GetObject response while it is read."""
+MAX_PUT_SIZE = 5 << 30
+"""Bytes of the largest object that one PutObject can create (S3's limit)."""
 
 DELETE_ATTEMPTS = 10
 """How many times a delete is repeated while S3 still has the object."""
 
 
-class StoredObject(Content, Protocol):
-    """An object opened for reading. Iterating raises `StorageUnavailable` if S3 fails."""
-
-    @property
-    def stat(self) -> ObjectStat: ...
-
-
-class Storage(UploadStorage, Protocol):
-    """The part of S3 that bundles need. Every call may raise `StorageUnavailable`."""
-
-    async def get_tags(self, bundle_id: UUID) -> Mapping[str, str]:
-        """Return the object's tags. Raises `NotFound` if there is no object."""
-
-    async def head(self, bundle_id: UUID) -> ObjectStat:
-        """Return the object's metadata. Raises `NotFound` if there is no object."""
-
-    async def open(
-        self, bundle_id: UUID, *, etag: str | None = None, part: range | None = None
-    ) -> StoredObject:
-        """Open an object, or the bytes `part` of it; its `stat` always describes the whole object.
-
-        Raises `NotFound` if there is no object, or none with this ETag.
-        """
-
-
 class BundleService:
     """All operations on bundles, on one `Storage`.
 
-    `part_size` and `max_size` (of a bundle) are in bytes, `retention` in seconds. With
-    `require_hmac`, a download needs a proof even if the bundle was uploaded without an HMAC.
-    `clock` returns Unix seconds.
+    `max_size` (of a bundle) is in bytes, `retention` in seconds. With `require_hmac`, a download
+    needs a proof even if the bundle was uploaded without an HMAC. `clock` returns Unix seconds.
     """
 
     def __init__(  # noqa: PLR0913 - the settings, each by its name
@@ -91,7 +57,6 @@ class BundleService:
         metrics: Metrics,
         drain: Drain,
         *,
-        part_size: int,
         max_size: int,
         retention: int,
         require_hmac: bool,
@@ -104,8 +69,10 @@ class BundleService:
         self._memory = memory
         self._metrics = metrics
         self._drain = drain
-        self._part_size = part_size
         self._clock = clock
+        self._access = BundleAccess(
+            storage, memory, metrics, require_hmac=require_hmac, clock=clock
+        )
         self._background = BackgroundTasks()
         self._cleanups = CleanupQueue()
 
@@ -125,33 +92,40 @@ class BundleService:
         """Store a bundle for `ttl` seconds. When this returns, every replica can read it.
 
         `length` is the declared length in bytes. Up to `form_overhead` of it may be around the
-        bundle. Raises `BundleTooLarge`, `Draining`, `Overloaded`, `EmptyBundle`, `DigestMismatch`,
-        `HmacMismatch`, `StorageUnavailable`, and whatever `chunks` raises. After any of these, or
-        after a cancellation, whatever has reached S3 is removed in the background.
+        bundle. Raises `BundleTooLarge`, `Draining`, `Overloaded`, `UploadTimeout`, `EmptyBundle`,
+        `DigestMismatch`, `HmacMismatch`, `StorageUnavailable`, and whatever `chunks` raises. After
+        any of these, or after a cancellation, whatever has reached S3 is removed in the background.
         """
         if length is not None and length - form_overhead > self.max_size:
             raise BundleTooLarge(self.max_size)
         self._refuse_while_draining()
-        started, verifier = self._clock(), UploadVerifier(claims)
-        upload = Upload(self._storage, self._memory, part_size=self._part_size)
-        with self._rollback_on_failure(upload):
-            await upload.start(length)
-            async for chunk in chunks:
-                if upload.size + len(chunk) > self.max_size:
-                    raise BundleTooLarge(self.max_size)
-                verifier.update(chunk)
-                await upload.write(chunk)
-            if not upload.size:
-                raise EmptyBundle
-            expires_at = expiry_time(
-                started=started,
-                now=self._clock(),
-                ttl=self.retention if ttl is None else ttl,
-                retention=self.retention,
-            )
-            record = verifier.verify(upload.bundle_id, expires_at)
-            await upload.complete(record.to_tags())
-        return upload.bundle_id, record
+        size = None if form_overhead or length is None or length > MAX_PUT_SIZE else length
+        expires_at = expiry_time(self._clock(), self.retention if ttl is None else ttl)
+        bundle_id, verifier = uuid4(), UploadVerifier(claims)
+        record = claims.record(bundle_id, expires_at, size)
+        with await self._memory.window():
+            upload = self._start_upload(bundle_id, record)
+            with self._rollback_on_failure(upload):
+                async for chunk in chunks:
+                    if upload.received + len(chunk) > self.max_size:
+                        raise BundleTooLarge(self.max_size)
+                    verifier.update(chunk)
+                    await upload.write(chunk)
+                if not upload.received:
+                    raise EmptyBundle
+                if record.size not in {None, upload.received}:
+                    raise ClientGone
+                verifier.verify()
+                if record.is_expired(self._clock()):
+                    raise UploadTimeout
+                await upload.complete(record.to_tags())
+        return bundle_id, record
+
+    def _start_upload(self, bundle_id: UUID, record: BundleRecord) -> Upload:
+        if record.size is None:
+            return BufferedUpload(self._storage, self._memory, bundle_id)
+        tags = record.to_tags()
+        return StreamedUpload(self._storage, self._memory, bundle_id, record.size, tags)
 
     async def download(
         self, bundle_id: UUID, proof: Proof | None, requested: RangeRequest, *, body: bool = True
@@ -161,23 +135,30 @@ class BundleService:
         The caller closes `content`. Raises `Draining`, `NotFound`, `MissingHeader`, `InvalidHmac`,
         `PreconditionFailed`, `RangeNotSatisfiable`, `Overloaded`, `StorageUnavailable`.
         """
-        with ExitStack() as resources:
-            record, read = await self._authorize(bundle_id, proof, resources, keep=body)
-            receipt = None
-            if read is not None and proof is not None and record.hmac is not None:
-                record = replace(record, receipt=compute_receipt(proof, bundle_id))
-                receipt = self._background.start(self._store_receipt(bundle_id, record))
+        self._refuse_while_draining()
+        whole = body and requested.unconditional
+        async with AsyncExitStack() as resources:
+            resources.enter_context(await self._memory.window())
+            record, stat, stored = await self._access.look_up(bundle_id, resources, whole=whole)
+            chunks = None
+            if proof is None:
+                self._access.check_open(record)
+            elif not self._access.check_proof(bundle_id, record, proof):
+                unread = stored or await self._access.open(bundle_id, resources, etag=stat.etag)
+                chunks = await self._access.verify_by_reading(unread, proof, resources, keep=body)
+                self._store_receipt(bundle_id, record, proof)
+                stored = None  # It has been read.
+            part = requested.select(stat)
             if not body:
-                if receipt is not None:
-                    await asyncio.wait([receipt], timeout=RECEIPT_TIMEOUT)
-                stat = read.stat if read else await self._storage.head(bundle_id)
-                requested.select(stat)
                 return Download(record, stat, None)
-            if read is None:
-                resources.enter_context(await self._memory.parts.acquire(OPEN_BODY_SIZE))
-            stat, content, part = await self._content(bundle_id, requested, read)
-            content = DownloadContent(content, resources.pop_all(), receipt)
-            return Download(record, stat, content, part)
+            content: Content
+            if chunks is not None:
+                content = InMemoryContent(chunks, part or range(stat.size))
+            elif stored is not None:
+                content = stored
+            else:
+                content = await self._access.open(bundle_id, resources, etag=stat.etag, part=part)
+            return Download(record, stat, DownloadContent(content, resources.pop_all()), part)
 
     async def delete(self, bundle_id: UUID, proof: Proof, requested: RangeRequest) -> None:
         """Delete a bundle. When this returns, no replica can read it any more.
@@ -185,10 +166,14 @@ class BundleService:
         Raises what `download` raises. The delete is repeated until S3 no longer has the object: on
         Ceph, PutObjectTagging during a DeleteObject can restore the object.
         """
-        with ExitStack() as resources:
-            _, read = await self._authorize(bundle_id, proof, resources, keep=False)
-        if requested.if_match is not None:
-            requested.select(read.stat if read else await self._storage.head(bundle_id))
+        self._refuse_while_draining()
+        async with AsyncExitStack() as resources:
+            resources.enter_context(await self._memory.window())
+            record, stat, _ = await self._access.look_up(bundle_id, resources, whole=False)
+            if not self._access.check_proof(bundle_id, record, proof):
+                unread = await self._access.open(bundle_id, resources, etag=stat.etag)
+                await self._access.verify_by_reading(unread, proof, resources, keep=False)
+        requested.select(stat)
         for _ in range(DELETE_ATTEMPTS):
             await self._storage.delete(bundle_id)
             try:
@@ -197,75 +182,16 @@ class BundleService:
                 return
         raise StorageUnavailable
 
-    async def _authorize(
-        self, bundle_id: UUID, proof: Proof | None, resources: ExitStack, *, keep: bool
-    ) -> tuple[BundleRecord, "_VerifiedRead | None"]:
-        """Raise unless the proof opens the bundle.
-
-        If neither the stored HMAC nor the receipt decides, the whole bundle is read and the result
-        describes that read. With `keep`, and if the bundle fits in one part, the result includes
-        the bytes, and `resources` releases their memory when it is closed.
-        """
-        self._refuse_while_draining()
-        record = BundleRecord.from_tags(await self._storage.get_tags(bundle_id))
-        if record is None or record.is_expired(self._clock()):
-            raise NotFound
-        if proof is None:
-            if self.require_hmac or record.hmac is not None:
-                raise MissingHeader("X-HMAC")
-            return record, None
-        if record.hmac is not None and not equal_digests(record.hmac, proof.hmac):
-            self._count_verification("tag", valid=False)
-        if record.receipt is not None:
-            valid = equal_digests(record.receipt, compute_receipt(proof, bundle_id))
-            self._count_verification("receipt", valid=valid)
-            return record, None
-        return record, await self._verify_by_reading(bundle_id, proof, resources, keep=keep)
-
-    async def _verify_by_reading(
-        self, bundle_id: UUID, proof: Proof, resources: ExitStack, *, keep: bool
-    ) -> "_VerifiedRead":
-        """Read the whole bundle and check its HMAC."""
-        allocation = resources.enter_context(await self._memory.parts.acquire(self._part_size))
-        verifier = HmacVerifier(proof.key)
-        async with aclosing(await self._storage.open(bundle_id)) as stored:
-            fits = keep and stored.stat.size <= self._part_size
-            allocation.shrink(max(stored.stat.size, OPEN_BODY_SIZE) if fits else OPEN_BODY_SIZE)
-            bundle, filled = allocation.buffer()[: stored.stat.size] if fits else None, 0
-            async for chunk in stored:
-                verifier.update(chunk)
-                if bundle is not None:
-                    bundle[filled : filled + len(chunk)] = chunk
-                    filled += len(chunk)
-        way = "memory" if fits else "two_reads" if keep else "one_read"
-        self._count_verification(way, valid=verifier.matches(proof.hmac))
-        # The rest of the buffer may still hold bytes of another bundle.
-        return _VerifiedRead(stored.stat, None if bundle is None else bundle[:filled])
-
-    def _count_verification(self, way: str, *, valid: bool) -> None:
-        """Count a verification. Raises `InvalidHmac` if the proof is not valid."""
-        self._metrics.verifications.labels(way, "held" if valid else "refused").inc()
-        if not valid:
-            raise InvalidHmac
-
-    async def _content(
-        self, bundle_id: UUID, requested: RangeRequest, read: "_VerifiedRead | None"
-    ) -> tuple[ObjectStat, Content, range | None]:
-        """Return the requested bytes, from memory if they are there, or else from S3."""
-        if read is None and requested.unconditional:
-            stored = await self._storage.open(bundle_id)
-            return stored.stat, stored, None
-        stat = read.stat if read else await self._storage.head(bundle_id)
-        part = requested.select(stat)
-        if read is not None and read.bundle is not None:
-            return stat, InMemoryContent(read.bundle, part or range(stat.size)), part
-        return stat, await self._storage.open(bundle_id, etag=stat.etag, part=part), part
-
-    async def _store_receipt(self, bundle_id: UUID, record: BundleRecord) -> None:
-        """Store the receipt, best effort.
+    def _store_receipt(self, bundle_id: UUID, record: BundleRecord, proof: Proof) -> None:
+        """Store the receipt in the background, best effort.
 
         Without it, the next download has to read the whole bundle to verify it.
         """
+        if record.hmac is not None:
+            record = replace(record, receipt=compute_receipt(proof, bundle_id))
+            self._background.start(self._put_tags(bundle_id, record))
+
+    async def _put_tags(self, bundle_id: UUID, record: BundleRecord) -> None:
         try:
             await self._storage.put_tags(bundle_id, record.to_tags())
         except (NotFound, StorageUnavailable):
@@ -299,11 +225,3 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, HistoryError | ClientGone):
         return error.code
     return "shutdown" if isinstance(error, asyncio.CancelledError) else "internal_error"
-
-
-@dataclass(frozen=True, slots=True)
-class _VerifiedRead:
-    """A bundle that was read to verify its proof, with its bytes if they were kept."""
-
-    stat: ObjectStat
-    bundle: memoryview | None

@@ -1,28 +1,49 @@
-"""One upload on its way into S3: a PutObject, or a multipart upload. `service` creates it.
+"""One upload on its way into S3. `service` creates it.
 
-In a multipart upload, one part is sent while the next one fills.
+If its length is known, it is streamed through one PutObject while it arrives. Otherwise it is
+collected in parts: one part becomes a PutObject, several become a multipart upload, in which one
+part is sent while the next one fills.
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Protocol, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from service.bundles.background import Cleanup
-from service.bundles.memory import SLOT_SIZE, Allocation, Memory
+from service.bundles.memory import Memory, PartBuffer
+from service.bundles.stream import StreamBroken, UploadStream
+from service.errors import StorageUnavailable
 from service.telemetry import timing
 
 _T = TypeVar("_T")
+
+MIN_PART_SIZE = 5 << 20
+"""Bytes of the smallest part that S3 accepts, except for the last one."""
+
+
+class Body(Protocol):
+    """A request body of `size` bytes. After `rewind`, iterating starts again from the start.
+
+    `on_arrival` calls back when the last byte has arrived from the client, or at once if it has,
+    with the number of bytes that may have to be sent from then on.
+    """
+
+    size: int
+
+    def __aiter__(self) -> AsyncIterator[bytes | bytearray]: ...
+    def rewind(self) -> None: ...
+    def on_arrival(self, callback: Callable[[int], None]) -> None: ...
 
 
 class UploadStorage(Protocol):
     """The part of S3 that an upload needs. Every call may raise `StorageUnavailable`."""
 
-    async def put(self, bundle_id: UUID, body: memoryview, tags: Mapping[str, str]) -> None: ...
+    async def put(self, bundle_id: UUID, body: Body, tags: Mapping[str, str]) -> None: ...
     async def create_upload(self, bundle_id: UUID) -> str: ...
     async def upload_part(
-        self, bundle_id: UUID, upload_id: str, number: int, body: memoryview
+        self, bundle_id: UUID, upload_id: str, number: int, body: Body
     ) -> str: ...
     async def complete_upload(self, bundle_id: UUID, upload_id: str, etags: list[str]) -> None: ...
     async def abort_uploads(self, bundle_id: UUID) -> None: ...
@@ -30,49 +51,119 @@ class UploadStorage(Protocol):
     async def delete(self, bundle_id: UUID) -> None: ...
 
 
-class Upload:
-    """One upload: call `start`, `write` and `complete`; after any error, call `roll_back`.
+class Upload(Protocol):
+    """Call `write` for each chunk, then `complete`; after any error, call `roll_back`."""
 
-    An upload holds one buffer of `part_size` bytes, and a second one if that is free at once.
+    received: int
+
+    async def write(self, chunk: bytes) -> None:
+        """Take the next bytes of the bundle."""
+
+    async def complete(self, tags: Mapping[str, str]) -> None:
+        """Create the object with its tags. Called once, after all checks have passed."""
+
+    async def roll_back(self) -> Cleanup | None:
+        """Release the memory; return what removes the upload from S3, or `None` if not needed."""
+
+
+class StreamedUpload:
+    """An upload of `size` bytes, sent through one PutObject while it arrives.
+
+    Its `tags` are sent before its first byte, so they do not depend on its contents.
     """
 
-    def __init__(self, storage: UploadStorage, memory: Memory, *, part_size: int) -> None:
-        self.bundle_id = uuid4()
-        self.size = 0
+    def __init__(
+        self,
+        storage: UploadStorage,
+        memory: Memory,
+        bundle_id: UUID,
+        size: int,
+        tags: Mapping[str, str],
+    ) -> None:
+        self.received = 0
+        self._storage = storage
+        self._bundle_id = bundle_id
+        self._tags = tags
+        self._replay = memory.replay()
+        self._stream = UploadStream(size, self._replay)
+        self._put: asyncio.Task[None] | None = None
+        self._finishing = False
+
+    async def write(self, chunk: bytes) -> None:
+        if self.received and self._put is None:
+            self._start()
+        self.received += len(chunk)
+        try:
+            with timing.measure("s3"):
+                await self._stream.send(chunk)
+        except StreamBroken:
+            assert self._put is not None
+            await self._put
+            raise StorageUnavailable from None
+
+    async def complete(self, tags: Mapping[str, str]) -> None:  # noqa: ARG002
+        """Send the last bytes, which makes S3 create the object.
+
+        This is shielded from cancellation: the object could still be created after `roll_back`,
+        which therefore waits for the end of the request.
+        """
+        put = self._put or self._start()
+        self._finishing = True
+        self._stream.finish()
+        with timing.measure("s3"):
+            await asyncio.shield(put)
+        self._replay.release()
+
+    async def roll_back(self) -> Cleanup | None:
+        put, self._put = self._put, None
+        if put is not None:
+            if not self._finishing:
+                # The connection is closed before the last bytes, so S3 does not create the object.
+                put.cancel()
+            await asyncio.gather(put, return_exceptions=True)
+        self._replay.release()
+        if put is None:
+            return None
+        # Some stores keep what has arrived of an incomplete request.
+        return partial(_remove, self._storage, self._bundle_id, multipart=False)
+
+    def _start(self) -> asyncio.Task[None]:
+        self._put = put = asyncio.create_task(
+            self._storage.put(self._bundle_id, self._stream, self._tags),
+            context=timing.detached(),
+        )
+        put.add_done_callback(lambda _: self._stream.fail())
+        return put
+
+
+class BufferedUpload:
+    """An upload of unknown length, collected in parts of `memory.part_size` bytes."""
+
+    def __init__(self, storage: UploadStorage, memory: Memory, bundle_id: UUID) -> None:
+        self.received = 0
         self._storage = storage
         self._memory = memory
-        self._part_size = part_size
-        self._allocations: list[Allocation] = []
-        self._buffer = memoryview(b"")
-        self._filled = 0
+        self._bundle_id = bundle_id
+        self._part = memory.part()
+        self._sent_part: PartBuffer | None = None
         self._multipart = False
         self._upload_id: str | None = None
         self._etags: list[str] = []
         self._part_upload: asyncio.Task[str] | None = None
         self._creation: asyncio.Future[Any] | None = None
 
-    async def start(self, length: int | None) -> None:
-        """Wait for memory before anything is read: for one part, or for `length` if that is less.
-
-        An upload of unknown length starts in a small slot, because most of these are small. Raises
-        `Overloaded`.
-        """
-        if length is None:
-            self._fill(await self._memory.slots.acquire(SLOT_SIZE))
-        else:
-            await self._acquire_part(min(length, self._part_size))
-
     async def write(self, chunk: bytes) -> None:
-        """Append bytes to the bundle. A full part is sent only when more bytes follow."""
-        rest = memoryview(chunk)
-        while rest:
-            if self._filled == len(self._buffer):
-                await self._make_room()
-            count = min(len(rest), len(self._buffer) - self._filled)
-            self._buffer[self._filled : self._filled + count] = rest[:count]
-            self._filled += count
-            self.size += count
-            rest = rest[count:]
+        self.received += len(chunk)
+        while chunk:
+            space = self._memory.part_size - self._part.size
+            if not space:
+                await self._send_full_part()
+                continue
+            fitting, chunk = chunk[:space], chunk[space:]
+            if not self._part.try_append(fitting):
+                if self._part.size >= MIN_PART_SIZE:  # Sending it early releases memory.
+                    await self._send_full_part()
+                await self._part.append(fitting)
 
     async def complete(self, tags: Mapping[str, str]) -> None:
         """Create the object with its tags.
@@ -81,21 +172,18 @@ class Upload:
         tags given to CreateMultipartUpload. Its id is not sent to the client before that.
         """
         if self._upload_id is None:
-            await self._create(
-                self._storage.put(self.bundle_id, self._buffer[: self._filled], tags)
-            )
+            await self._create(self._storage.put(self._bundle_id, self._part, tags))
         else:
             await self._finish_part()
             self._send_part(self._upload_id)
             await self._finish_part()
             await self._create(
-                self._storage.complete_upload(self.bundle_id, self._upload_id, self._etags)
+                self._storage.complete_upload(self._bundle_id, self._upload_id, self._etags)
             )
-            await self._create(self._storage.put_tags(self.bundle_id, tags))
+            await self._create(self._storage.put_tags(self._bundle_id, tags))
         self._release()
 
     async def roll_back(self) -> Cleanup | None:
-        """Release the memory; return what removes the upload from S3, or `None` if not needed."""
         if self._part_upload is not None:
             self._part_upload.cancel()
         await asyncio.gather(
@@ -108,61 +196,29 @@ class Upload:
         self._release()
         if not created:
             return None
-        return partial(_remove, self._storage, self.bundle_id, multipart=self._multipart)
+        return partial(_remove, self._storage, self._bundle_id, multipart=self._multipart)
 
     def _release(self) -> None:
-        self._buffer = memoryview(b"")
-        for allocation in self._allocations:
-            allocation.release()
+        self._part.release()
+        if self._sent_part is not None:
+            self._sent_part.release()
 
-    async def _make_room(self) -> None:
-        """Replace the full buffer by a larger one, or send it and continue in an empty one."""
-        if len(self._buffer) < self._part_size:
-            await self._move_to_part()
-            return
+    async def _send_full_part(self) -> None:
+        """Send the current part, after the one before it, and start a new one."""
         if self._upload_id is None:
             self._multipart = True
-            self._upload_id = await self._create(self._storage.create_upload(self.bundle_id))
+            self._upload_id = await self._create(self._storage.create_upload(self._bundle_id))
         await self._finish_part()
         self._send_part(self._upload_id)
-        self._buffer = memoryview(b"")
-        single = len(self._allocations) == 1
-        if single and (second := self._memory.parts.try_acquire(self._part_size)):
-            self._fill(second)
-            return
-        if single:
-            # This upload has only one buffer, which has to be sent before it can be filled again.
-            await self._finish_part()
-        self._fill(self._allocations.pop(0))
-
-    async def _move_to_part(self) -> None:
-        """Move from the slot to a part. While it waits, the upload holds no part of its own."""
-        contents, self._buffer = self._buffer, memoryview(b"")
-        [slot], self._allocations = self._allocations, []
-        with slot:
-            await self._acquire_part(self._part_size)
-            self._buffer[: len(contents)] = contents
-            del contents  # Without this view, the pages of the slot can be cached.
-
-    async def _acquire_part(self, size: int) -> None:
-        self._fill(await self._memory.parts.acquire(size))
-
-    def _fill(self, allocation: Allocation) -> None:
-        """Write to this allocation next.
-
-        Its buffer gets new pages if a connection to S3 still has a view of the old ones.
-        """
-        self._allocations.append(allocation)
-        self._buffer = allocation.buffer()
+        self._part = self._memory.part()
 
     def _send_part(self, upload_id: str) -> None:
+        self._sent_part = part = self._part
         self._part_upload = asyncio.create_task(
-            self._storage.upload_part(
-                self.bundle_id, upload_id, len(self._etags) + 1, self._buffer[: self._filled]
-            ),
+            self._storage.upload_part(self._bundle_id, upload_id, len(self._etags) + 1, part),
             context=timing.detached(),
         )
-        self._filled = 0
+        self._part_upload.add_done_callback(lambda _: part.release())
 
     async def _finish_part(self) -> None:
         """Wait for the part that is being sent, if there is one."""

@@ -37,12 +37,13 @@ class BundleResponse(Response):
             "Accept-Ranges": "bytes",
             "ETag": stat.etag,
             "Last-Modified": http_date(stat.modified_at),
-            "Repr-Digest": format_digest(download.record.sha256),
             "Sunset": http_date(download.record.expires_at),
             "Cache-Control": "private, no-store",
             "Content-Disposition": f'attachment; filename="{bundle_id}"',
             "X-Content-Type-Options": "nosniff",
         }
+        if download.record.sha256 is not None:
+            headers["Repr-Digest"] = format_digest(download.record.sha256)
         if part is not None:
             headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{stat.size}"
         super().__init__(status_code=200 if part is None else 206, headers=headers)

@@ -19,6 +19,7 @@ from starlette.types import Scope
 
 from service import __version__
 from service.bundles.claims import UploadClaims
+from service.bundles.memory import Memory
 from service.bundles.proof import Proof, parse_digests, parse_hmac
 from service.bundles.ranges import RangeRequest
 from service.bundles.service import BundleService
@@ -35,6 +36,7 @@ class State(TypedDict):
     """The objects that the lifespan creates; each request has them in `request.state`."""
 
     bundles: BundleService
+    memory: Memory
     readiness: Readiness
     metrics: Metrics
     read_timeout: float
@@ -228,11 +230,17 @@ def _bundle_id(request: Request[State]) -> UUID:
 
 async def _body(request: Request[State]) -> AsyncGenerator[bytes, None]:
     """Yield the request's body as it arrives. Raises `UploadTimeout` if the client is too slow."""
-    rate, more = ClientRate(request.state["read_timeout"]), True
+    rate, memory, more = ClientRate(request.state["read_timeout"]), request.state["memory"], True
     while more:
         started = time.monotonic()
         try:
             with timing.measure("client"):
+                if delay := rate.read_delay:
+                    memory.slow_uploads += 1
+                    try:
+                        await asyncio.sleep(delay)
+                    finally:
+                        memory.slow_uploads -= 1
                 async with asyncio.timeout(rate.time_left):
                     message = await request.receive()
         except TimeoutError as error:

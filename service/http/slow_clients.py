@@ -1,4 +1,4 @@
-"""When a client is too slow, and how long a request is read on after an early response.
+"""When a client is slow or too slow, and how long a request is read on after an early response.
 
 `ClientRate` limits the time without a byte, and the average rate after a grace period. `routes`
 applies it to uploads, and `server.connection` to responses. `middleware` and `server.connection`
@@ -10,6 +10,22 @@ MIN_RATE = 16 * 1024
 
 GRACE_PERIOD = 10.0
 """Seconds of waiting for a client before the minimum rate applies."""
+
+SLOW_RATE = 256 * 1024
+"""Bytes per second below which a client counts as slow, after `SLOW_AFTER`."""
+
+SLOW_AFTER = 5.0
+"""Seconds of waiting for a client before it can count as slow."""
+
+EXPECTED_READ = 32 * 1024
+"""Bytes that should have arrived before a slow client is read again. The kernel can hold more.
+
+On the way, a body is divided into packets of about 1.4 KB. Reading each of them by itself, a
+thousand slow clients would need more than one processor: a chunk takes 0.2 ms, whatever its size.
+"""
+
+MAX_READ_DELAY = 2.0
+"""Seconds after which a slow client is read again in any case."""
 
 DISCARD_TIMEOUT = 2.0
 """Seconds for which the rest of a request is read and dropped after an early response."""
@@ -31,6 +47,13 @@ class ClientRate:
         self._waited += seconds
         self._transferred += transferred
         self._idle = 0.0 if transferred else self._idle + seconds
+
+    @property
+    def read_delay(self) -> float:
+        """Seconds to wait before the next read, if the client is slow; otherwise 0."""
+        if self._waited <= max(SLOW_AFTER, self._transferred / SLOW_RATE):
+            return 0
+        return min(MAX_READ_DELAY, EXPECTED_READ * self._waited / max(self._transferred, 1))
 
     @property
     def time_left(self) -> float:

@@ -7,14 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from service.bundles.ranges import ObjectStat
+from service.bundles.stream import StreamBroken
+from service.bundles.upload import Body
 from service.errors import NotFound, StorageUnavailable
 from service.s3.calls import BodyInterrupted, S3Calls
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef
-
-WRITE_SIZE = 256 * 1024
-"""Bytes of a request body that are written to the connection at a time."""
 
 MAX_RESUMES = 3
 """How often in a row an interrupted download is resumed without `MIN_PROGRESS` in between."""
@@ -72,36 +71,51 @@ class ObjectBody:
         self._body = response["Body"]
 
 
-class PartBody:
-    """A request body as the seekable file that botocore needs for signing and retries.
+class RequestBody:
+    """A request body in the form that botocore and aiohttp need.
 
-    As an asynchronous iterator, it gives slices of the buffer to aiohttp. aiohttp would copy the
-    whole part if it were `bytes`.
+    botocore asks for its length, and seeks to its start before a retry. It never reads the body,
+    because the payload is not signed. aiohttp iterates over views of the chunks, because it would
+    copy `bytes`.
     """
 
-    def __init__(self, buffer: memoryview) -> None:
-        self._buffer = buffer
-        self._position = 0
+    def __init__(self, body: Body) -> None:
+        self._body: Body | None = body
+        self._size = body.size
 
-    def read(self, size: int = -1) -> memoryview:
-        start = self._position
-        self._position = len(self._buffer) if size < 0 else start + size
-        return self._buffer[start : self._position]
+    def __len__(self) -> int:
+        return self._size
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._position = offset + (0, self._position, len(self._buffer))[whence]
-        return self._position
+    def read(self, _: int = -1) -> bytes:
+        raise NotImplementedError
 
     def tell(self) -> int:
-        return self._position
+        return 0
+
+    @property
+    def can_be_sent_again(self) -> bool:
+        """Whether the start of the body is still in memory."""
+        try:
+            self.seek(0)
+        except (StreamBroken, ValueError):
+            return False
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Prepare for another attempt. Fails if the body cannot be sent again."""
+        if (offset, whence) != (0, 0) or self._body is None:
+            raise ValueError("only the start of the body can be sought")
+        self._body.rewind()
+        return 0
 
     def close(self) -> None:
-        """Drop the buffer: botocore and aiohttp reference requests until garbage collection."""
-        self._buffer = memoryview(b"")
+        """Drop the body: botocore and aiohttp reference requests until garbage collection."""
+        self._body = None
 
     async def __aiter__(self) -> AsyncIterator[memoryview]:
-        for start in range(0, len(self._buffer), WRITE_SIZE):
-            yield self._buffer[start : start + WRITE_SIZE]
+        if self._body is not None:
+            async for chunk in self._body:
+                yield memoryview(chunk)
 
 
 def object_stat(response: GetObjectOutputTypeDef | HeadObjectOutputTypeDef) -> ObjectStat:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -20,6 +22,7 @@ from botocore.exceptions import (
     ClientError,
     HTTPClientError,
     IncompleteReadError,
+    UnseekableStreamError,
 )
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
@@ -38,13 +41,15 @@ CALL_TIMEOUT = 30.0
 MIN_UPLOAD_RATE = 128 * 1024
 """Bytes per second. A call that sends a body may take longer by its size at this rate."""
 
-READ_SIZE = 256 * 1024
-"""Bytes of a response body that are read at a time, at most."""
-
 LOG_INTERVAL = 60.0
 """Seconds until the same problem with S3 is logged again."""
 
-NETWORK_ERRORS = (BotoConnectionError, HTTPClientError, IncompleteReadError)
+NETWORK_ERRORS = (
+    BotoConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    UnseekableStreamError,  # A request failed and its body is no longer in memory.
+)
 """botocore's errors that are not about its settings or credentials."""
 
 _NO_RESPONSE = (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError)
@@ -89,10 +94,11 @@ class S3Calls:
         limit: float | None = None,
         size: int = 0,
         may_be_absent: bool = False,
-    ) -> AsyncIterator[None]:
+    ) -> AsyncIterator[Callable[[int], None]]:
         """Run one call, with a timeout of `limit` seconds plus the time for a body of `size` bytes.
 
-        The default limit is `CALL_TIMEOUT`.
+        The default limit is `CALL_TIMEOUT`. Yields a function that starts the default timeout anew,
+        for a body of a given size.
 
         If the object does not exist, raises `NotFound` for a call that `may_be_absent`. Raises
         `StorageUnavailable` for everything else that goes wrong.
@@ -100,8 +106,9 @@ class S3Calls:
         started, outcome = time.monotonic(), "failed"
         try:
             with timing.measure("s3"):
-                async with asyncio.timeout((limit or CALL_TIMEOUT) + size / MIN_UPLOAD_RATE):
-                    yield
+                seconds = (limit or CALL_TIMEOUT) + size / MIN_UPLOAD_RATE
+                async with asyncio.timeout(seconds if seconds < math.inf else None) as timeout:
+                    yield partial(_restart, timeout)
             outcome = "ok"
         except ClientError as error:
             absent = _ABSENT_ON_HEAD if operation == "HeadObject" else _ABSENT
@@ -123,10 +130,13 @@ class S3Calls:
             self.metrics.s3.labels(operation, outcome).observe(seconds)
 
     async def read_chunk(self, body: StreamingBody) -> bytes:
-        """Return the next bytes of a body that is not at its end. Raises `BodyInterrupted`."""
+        """Return the next bytes of a body that is not at its end. Raises `BodyInterrupted`.
+
+        The body's own `read` would raise the limit on what aiohttp reads ahead.
+        """
         try:
             with timing.measure("s3"):
-                chunk = await body.read(READ_SIZE)
+                chunk: bytes = await body.content.readany()
         except _NO_RESPONSE as error:
             raise BodyInterrupted from error
         if not chunk:
@@ -152,6 +162,13 @@ class S3Calls:
             self._next_log[cause] = now + LOG_INTERVAL
             remedy = _REMEDIES.get(cause, _DEFAULT_REMEDY).format(bucket=self._bucket)
             _log.warning("%s; %s", message, remedy)
+
+
+def _restart(timeout: asyncio.Timeout, size: int) -> None:
+    """Start the timeout of a call anew, unless the call has already ended."""
+    seconds = CALL_TIMEOUT + size / MIN_UPLOAD_RATE
+    with suppress(RuntimeError):
+        timeout.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
 def error_code(error: ClientError) -> str:

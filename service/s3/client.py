@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterable, AsyncIterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import aioboto3
@@ -21,8 +22,10 @@ from botocore.exceptions import BotoCoreError, ReadTimeoutError
 from botocore.handlers import add_expect_header
 from botocore.loaders import Loader
 
+from service.bundles.memory import MAX_CHUNK
 from service.errors import SettingsError
 from service.s3 import calls
+from service.s3.reads import limit_read_ahead
 from service.s3.retries import configure_retries
 from service.telemetry.metrics import Metrics
 
@@ -48,14 +51,23 @@ CLIENT_CONFIG: dict[str, Any] = {
 
 @asynccontextmanager
 async def connect(
-    region: str | None = None, *, connections: int = 10, metrics: Metrics | None = None
+    region: str | None = None,
+    *,
+    connections: int = 10,
+    read_size: Callable[[], int] = lambda: MAX_CHUNK,
+    metrics: Metrics | None = None,
 ) -> AsyncIterator[S3Client]:
     """Open the S3 client of the process. Except for `region`, botocore's own settings apply.
 
     The pool holds up to `connections`. It has to be large enough that no transfer waits for a
-    connection; a transfer uses up to two. Raises `SettingsError` if botocore's settings are wrong.
+    connection; a transfer uses up to two. Each reads up to `read_size()` bytes at once. Raises
+    `SettingsError` if botocore's settings are wrong.
     """
-    config = AioConfig(**CLIENT_CONFIG, http_session_cls=_Session, max_pool_connections=connections)
+    config = AioConfig(
+        **CLIENT_CONFIG,
+        http_session_cls=partial(_Session, read_size=read_size),  # type: ignore[arg-type]
+        max_pool_connections=connections,
+    )
     async with AsyncExitStack() as stack:
         try:
             models = AioSession()
@@ -88,15 +100,31 @@ class _Loader(Loader):
 
 
 class _Session(AIOHTTPSession):
-    """Adds a timeout for sending a request body. A request that times out is retried.
+    """Limits what is read ahead, and adds a timeout for sending a request body.
+
+    A request that times out is retried.
 
     aiohttp's read timeout starts only after the body has been sent. After a timeout, aiohttp closes
     the connection, but closing waits until all data is sent: so the kernel has a timeout too.
     """
 
-    def __init__(self, *, connector_args: Mapping[str, Any], **arguments: Any) -> None:
+    def __init__(
+        self,
+        *,
+        read_size: Callable[[], int],
+        connector_args: Mapping[str, Any],
+        **arguments: Any,
+    ) -> None:
+        self._read_size = read_size
         connector_args = {**connector_args, "socket_factory": _socket}
         super().__init__(connector_args=connector_args, **arguments)
+
+    async def _get_session(self, proxy_url: str | None) -> aiohttp.ClientSession:
+        is_new = proxy_url not in self._sessions  # type: ignore[attr-defined]
+        session: aiohttp.ClientSession = await super()._get_session(proxy_url)  # type: ignore[misc]
+        if is_new:
+            limit_read_ahead(session, self._read_size)
+        return session
 
     async def send(self, request: Any) -> Any:
         body = request.body
@@ -123,11 +151,20 @@ def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
 async def _extend_timeout(
     body: AsyncIterable[Any], deadline: asyncio.Timeout
 ) -> AsyncIterator[Any]:
-    """Yield a body, with `READ_TIMEOUT` for each of its chunks."""
+    """Yield a body, with `READ_TIMEOUT` for S3 to take each of its chunks.
+
+    There is no timeout while the next chunk has yet to arrive from the client, nor after the last
+    one: other timeouts apply then.
+    """
     loop = asyncio.get_running_loop()
-    async for chunk in body:
+    chunks = aiter(body)
+    while True:
         with suppress(RuntimeError):  # S3 has already responded.
+            deadline.reschedule(None)
+        try:
+            chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return
+        with suppress(RuntimeError):
             deadline.reschedule(loop.time() + READ_TIMEOUT)
         yield chunk
-    with suppress(RuntimeError):
-        deadline.reschedule(None)

@@ -10,6 +10,7 @@ MinIO and moto.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from functools import partial
@@ -18,8 +19,9 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from service.bundles.ranges import ObjectStat
+from service.bundles.upload import Body
 from service.errors import NotFound, StorageUnavailable
-from service.s3.bodies import ObjectBody, PartBody, body_range, object_stat
+from service.s3.bodies import ObjectBody, RequestBody, body_range, object_stat
 from service.s3.calls import S3Calls
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ _ABORT_ATTEMPTS = 5
 
 
 class S3Storage:
-    """Implements `bundles.service.Storage` in one bucket."""
+    """Implements `bundles.access.Storage` in one bucket."""
 
     def __init__(self, client: S3Client, calls: S3Calls, *, bucket: str, prefix: str) -> None:
         self._client = client
@@ -49,15 +51,22 @@ class S3Storage:
     def _key(self, bundle_id: UUID) -> str:
         return f"{self._prefix}{bundle_id}"
 
-    async def put(self, bundle_id: UUID, body: memoryview, tags: Mapping[str, str]) -> None:
-        """PutObject with tags."""
-        with closing(PartBody(body)) as part:
-            async with self._calls.call("PutObject", size=len(body)):
+    async def put(self, bundle_id: UUID, body: Body, tags: Mapping[str, str]) -> None:
+        """PutObject with tags.
+
+        The body may arrive as slowly as its client sends it. So the timeout of this call starts
+        when all of the body has arrived. Until then, there are timeouts for the client, and for
+        each time that S3 has to accept a chunk.
+        """
+        with closing(RequestBody(body)) as request_body:
+            async with self._calls.call("PutObject", limit=math.inf) as start_timeout:
+                body.on_arrival(start_timeout)
                 await self._client.put_object(
                     Bucket=self._bucket,
                     Key=self._key(bundle_id),
-                    Body=part,  # type: ignore[arg-type]
+                    Body=request_body,  # type: ignore[arg-type]
                     ContentType="application/octet-stream",
+                    ContentLength=body.size,
                     Tagging=urlencode(tags),
                 )
 
@@ -78,18 +87,16 @@ class S3Storage:
             await self.abort_uploads(bundle_id, keep=upload_id)
         return upload_id
 
-    async def upload_part(
-        self, bundle_id: UUID, upload_id: str, number: int, body: memoryview
-    ) -> str:
+    async def upload_part(self, bundle_id: UUID, upload_id: str, number: int, body: Body) -> str:
         """UploadPart; returns the part's ETag. The first part has the number 1."""
-        with closing(PartBody(body)) as part:
-            async with self._calls.call("UploadPart", size=len(body)):
+        with closing(RequestBody(body)) as request_body:
+            async with self._calls.call("UploadPart", size=body.size):
                 sent = await self._client.upload_part(
                     Bucket=self._bucket,
                     Key=self._key(bundle_id),
                     UploadId=upload_id,
                     PartNumber=number,
-                    Body=part,  # type: ignore[arg-type]
+                    Body=request_body,  # type: ignore[arg-type]
                 )
         return sent["ETag"]
 

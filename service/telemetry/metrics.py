@@ -5,6 +5,7 @@ which count with its attributes, and registers the memory pools. `http.routes` s
 `/metrics`. Prometheus itself adds the label that tells the replicas apart.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from prometheus_client import (
@@ -91,19 +92,32 @@ class Metrics:
             "Downloads from S3 that were interrupted and resumed.",
             registry=registry,
         )
+        self.memory_limit = Gauge(
+            "history_memory_limit_bytes",
+            "Bytes of bundle data that may be in memory at once: HISTORY_MEMORY_BUDGET.",
+            registry=registry,
+        )
+        self.memory_replay = Gauge(
+            "history_memory_replay_bytes",
+            "Bytes of uploads that are kept to be sent to S3 again, in memory that nothing needs.",
+            registry=registry,
+        )
         self._memory = {
             name: Gauge(f"history_memory_{name}", description, ["pool"], registry=registry)
             for name, description in {
-                "budget_bytes": "Bytes of bundle data that may be in memory at once, by pool.",
-                "used_bytes": "Bytes of bundle data that are reserved, by pool.",
+                "budget_bytes": "Bytes of bundle data that a pool may hold at once.",
+                "used_bytes": "Bytes of bundle data that a pool holds, without replay buffers.",
                 "waiters": "Transfers that wait for memory, by pool.",
             }.items()
         }
 
-    def watch(self, name: str, pool: Pool) -> None:
-        """Read the state of a memory pool at every scrape."""
+    def watch(self, name: str, pool: Pool, *, reclaimable: Callable[[], int] = lambda: 0) -> None:
+        """Read the state of a memory pool at every scrape.
+
+        `reclaimable` bytes do not count as used: they are free as soon as a transfer needs them.
+        """
         self._memory["budget_bytes"].labels(name).set(pool.total)
-        self._memory["used_bytes"].labels(name).set_function(lambda: pool.in_use)
+        self._memory["used_bytes"].labels(name).set_function(lambda: pool.in_use - reclaimable())
         self._memory["waiters"].labels(name).set_function(lambda: pool.waiting)
 
     def exposition(self) -> bytes:

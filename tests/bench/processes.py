@@ -59,8 +59,17 @@ class Service:
 
     @property
     def s3_requests(self) -> int:
+        return self._metric("s3_request_seconds_count")
+
+    @property
+    def stored_receipts(self) -> int:
+        """How many PutObjectTagging requests have succeeded."""
+        labels = r'\{operation="PutObjectTagging",outcome="ok"\}'
+        return self._metric(f"s3_request_seconds_count{labels}")
+
+    def _metric(self, name: str) -> int:
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as response:
-            return round(metric_total(response.read().decode(), "s3_request_seconds_count"))
+            return round(metric_total(response.read().decode(), name))
 
 
 @contextmanager

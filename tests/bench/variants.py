@@ -5,12 +5,14 @@ service does, once directly and once through a relay that only passes bytes on. 
 least that any process between a client and S3 can cost.
 """
 
+import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol
+from urllib.parse import urlencode
 from uuid import uuid4
 
 import aioboto3
@@ -18,16 +20,15 @@ import aiohttp
 from aiobotocore.config import AioConfig
 from botocore.handlers import add_expect_header
 
-from service.s3.bodies import PartBody
 from service.s3.client import CLIENT_CONFIG
 from tests.support.clients.signing import sign
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 PART_SIZE = 8 * MIB
-"""The service's part size. Larger bundles are multipart uploads, read twice by a first download."""
+"""The service's part size. Larger bundles of unknown length are multipart uploads."""
 
 CHUNK_SIZE = 64 * 1024
-"""How many bytes of a download a client reads at once."""
+"""How many bytes of a transfer a client reads or writes at once."""
 
 MAX_CONNECTIONS = 200
 """How many connections to the store a client opens at most."""
@@ -41,7 +42,18 @@ FORM = (
     f"\r\n--{BOUNDARY}--\r\n",
 )
 
-Kind = Literal["upload", "upload form", "upload with key", "first download", "download", "range"]
+TAGS = {"expires-at": "1" * 10, "size": "1" * 7, "hmac-sha256": "0" * 64}
+"""Tags like those of a bundle."""
+
+Kind = Literal[
+    "upload",
+    "upload chunked",
+    "upload form",
+    "upload with key",
+    "first download",
+    "download",
+    "range",
+]
 
 
 @dataclass(frozen=True)
@@ -90,6 +102,10 @@ class Variant(Protocol):
         """Upload the bundle, or download the one with the id of that number."""
         ...
 
+    async def settle(self) -> None:
+        """Wait for calls that were still running when their transfers had ended."""
+        ...
+
 
 class SingleCall:
     """One PutObject or GetObject for each transfer, directly with the store.
@@ -105,9 +121,12 @@ class SingleCall:
     async def transfer(self, kind: Kind, bundle: Bundle, number: int) -> Timing:
         started = time.perf_counter()
         if kind.startswith("upload"):
-            await self._s3.put_object(**self._new_object(), Body=_body(bundle.content))
+            await self._s3.put_object(**self._new_object(), Body=ContentBody(bundle.content))
             return _timing_without_body(started)
         return await self._get(kind, bundle, number, started)
+
+    async def settle(self) -> None:
+        """All calls have ended with their transfers."""
 
     async def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
@@ -137,27 +156,43 @@ class SingleCall:
 
 
 class SameCalls(SingleCall):
-    """The same S3 calls as the service makes for a transfer, one after the other."""
+    """The same S3 calls as the service makes for a transfer, and as many of them at a time."""
+
+    def __init__(self, s3: Any, bucket: str) -> None:
+        super().__init__(s3, bucket)
+        self._unfinished: list[asyncio.Task[Any]] = []
 
     async def transfer(self, kind: Kind, bundle: Bundle, number: int) -> Timing:
         started = time.perf_counter()
-        large = len(bundle.content) > PART_SIZE
         if kind.startswith("upload"):
-            if not large:
-                return await super().transfer(kind, bundle, number)
-            await self._multipart_upload(self._new_object(), bundle)
+            await self._upload(kind, bundle)
             return _timing_without_body(started)
         location = self._object(PREFIX + bundle.ids[number])
-        tags = await self._s3.get_object_tagging(**location)
+        tagging = self._s3.get_object_tagging(**location)
         if kind == "range":
-            await self._s3.head_object(**location)
-        timing = await self._get(kind, bundle, number, started)
-        if kind != "first download":
-            return timing
-        if large:
-            timing = await self._get(kind, bundle, number, started)
-        await self._s3.put_object_tagging(**location, Tagging={"TagSet": tags["TagSet"]})
-        return Timing(timing.first_byte, time.perf_counter() - started)
+            await asyncio.gather(tagging, self._s3.head_object(**location))
+            return await self._get(kind, bundle, number, started)
+        tags, timing = await asyncio.gather(tagging, self._get(kind, bundle, number, started))
+        if kind == "first download":
+            receipt = {"TagSet": tags["TagSet"]}
+            self._start(self._s3.put_object_tagging(**location, Tagging=receipt))
+        return timing
+
+    async def settle(self) -> None:
+        await asyncio.gather(*self._unfinished)
+        self._unfinished.clear()
+
+    def _start(self, call: Coroutine[Any, Any, Any]) -> None:
+        """Make a call in the background, as the service does to store a receipt."""
+        self._unfinished.append(asyncio.ensure_future(call))
+
+    async def _upload(self, kind: Kind, bundle: Bundle) -> None:
+        location = self._new_object()
+        if len(bundle.content) <= PART_SIZE or kind not in {"upload chunked", "upload form"}:
+            body = ContentBody(bundle.content)
+            await self._s3.put_object(**location, Body=body, Tagging=urlencode(TAGS))
+        else:
+            await self._multipart_upload(location, bundle)
 
     async def _multipart_upload(self, location: dict[str, str], bundle: Bundle) -> None:
         response = await self._s3.create_multipart_upload(**location)
@@ -166,13 +201,13 @@ class SameCalls(SingleCall):
         for number, start in enumerate(range(0, len(bundle.content), PART_SIZE), start=1):
             content = memoryview(bundle.content)[start : start + PART_SIZE]
             response = await self._s3.upload_part(
-                **location, **upload, PartNumber=number, Body=_body(content)
+                **location, **upload, PartNumber=number, Body=ContentBody(content)
             )
             parts.append({"PartNumber": number, "ETag": response["ETag"]})
         await self._s3.complete_multipart_upload(
             **location, **upload, MultipartUpload={"Parts": parts}
         )
-        tags = [{"Key": name, "Value": "0" * 64} for name in ("sha256", "hmac-sha256", "receipt")]
+        tags = [{"Key": name, "Value": value} for name, value in TAGS.items()]
         await self._s3.put_object_tagging(**location, Tagging={"TagSet": tags})
 
 
@@ -182,6 +217,9 @@ class ThroughService:
     def __init__(self, http: aiohttp.ClientSession) -> None:
         self._http = http
         self.created_keys: list[str] = []
+
+    async def settle(self) -> None:
+        """`Benchmark` waits for the service's background work."""
 
     async def transfer(self, kind: Kind, bundle: Bundle, number: int) -> Timing:
         started = time.perf_counter()
@@ -204,12 +242,38 @@ class ThroughService:
         elif kind == "upload form":
             headers["Content-Type"] = f"multipart/form-data; boundary={BOUNDARY}"
             body = bundle.form
-        headers["Content-Length"] = str(len(body))
-        async with self._http.post("/upload", data=_chunks(body), headers=headers) as response:
+        if kind != "upload chunked":
+            headers["Content-Length"] = str(len(body))
+        data = aiter(ContentBody(body))
+        async with self._http.post("/upload", data=data, headers=headers) as response:
             response.raise_for_status()
             bundle_id = await response.text()
         self.created_keys.append(PREFIX + bundle_id)
         return bundle_id
+
+
+class ContentBody:
+    """A request body in memory, sent in chunks without copying them. aiohttp would copy `bytes`."""
+
+    def __init__(self, content: bytes | memoryview) -> None:
+        self._content = memoryview(content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def read(self, _: int = -1) -> bytes:
+        raise NotImplementedError
+
+    def tell(self) -> int:
+        return 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        assert (offset, whence) == (0, 0)
+        return 0
+
+    async def __aiter__(self) -> AsyncIterator[memoryview]:
+        for start in range(0, len(self._content), CHUNK_SIZE):
+            yield self._content[start : start + CHUNK_SIZE]
 
 
 @asynccontextmanager
@@ -219,14 +283,6 @@ async def plain_s3_client(url: str | None = None) -> AsyncIterator[Any]:
     async with aioboto3.Session().client("s3", config=config, endpoint_url=url) as client:
         client.meta.events.unregister("before-call.s3", add_expect_header)
         yield client
-
-
-def _body(content: bytes | memoryview) -> Any:
-    return PartBody(memoryview(content))
-
-
-def _chunks(content: bytes) -> AsyncIterable[memoryview]:
-    return aiter(PartBody(memoryview(content)))
 
 
 def _timing_without_body(started: float) -> Timing:

@@ -1,281 +1,309 @@
-"""The memory pool: limited, fair, and never blocked for good."""
+"""The memory limit: its rules, one by one."""
 
 import asyncio
-import random
-from collections.abc import Coroutine
-from typing import Any
 
 import pytest
 
-from service.bundles.memory import SLOT_SIZE, Allocation, MemoryPool
+from service.bundles import memory as memory_module
+from service.bundles.memory import (
+    WINDOW_SIZE,
+    Memory,
+    PartBuffer,
+    ReplayBuffer,
+    Reservation,
+)
 from service.errors import Overloaded
+from tests.bundles.simulated_loop import let_tasks_run, simulate
+
+CHUNK = 64 * 1024
+PART = 8 * CHUNK
+OTHERS = PART - WINDOW_SIZE
+"""What all buffers but the oldest part may hold in the smallest memory."""
 
 
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(asyncio.wait_for(test, 10))
+def smallest_memory(timeout: float = 10) -> Memory:
+    """Return a memory of two parts. It has four windows, of which buffers leave one free."""
+    return Memory(2 * PART, part_size=PART, timeout=timeout)
 
 
-async def let_tasks_run(steps: int = 5) -> None:
-    """Let every task that is not blocked run for so many steps."""
-    for _ in range(steps):
-        await asyncio.sleep(0)
+def filled_part(memory: Memory, size: int) -> PartBuffer:
+    part = memory.part()
+    assert part.try_append(bytes(size))
+    return part
 
 
-def test_released_memory_can_be_acquired_again() -> None:
+def filled_replay(memory: Memory, size: int) -> ReplayBuffer:
+    replay = memory.replay()
+    replay.append(bytes(size))
+    return replay
+
+
+@pytest.mark.parametrize(
+    ("total", "part_size", "windows"),
+    [(2 * PART, PART, 4), (4 * PART, PART, 8), (4 * PART, 3 * PART, 4), (256 << 20, 8 << 20, 1024)],
+)
+def test_windows_take_at_most_half_of_the_memory_and_leave_room_for_a_part(
+    total: int, part_size: int, windows: int
+) -> None:
     async def test() -> None:
-        pool = MemoryPool(10, timeout=1)
-        with await pool.acquire(6), await pool.acquire(4):
-            assert pool.in_use == 10
-            assert pool.try_acquire(1) is None
-        assert pool.in_use == 0
-        allocation = await pool.acquire(10)
-        allocation.shrink(3)
-        allocation.shrink(7)
-        assert (pool.in_use, allocation.size) == (3, 3)
-        allocation.release()
-        allocation.release()
-        assert pool.in_use == 0
+        memory = Memory(total, part_size=part_size, timeout=1)
+        assert memory.max_transfers == windows
+        taken = [await memory.window() for _ in range(windows)]
+        assert memory.windows.in_use == memory.windows.total == windows * WINDOW_SIZE
+        assert memory.part().try_append(bytes(part_size))
+        with pytest.raises(Overloaded):
+            await memory.window()
+        taken[0].release()
+        taken[0].release()
+        with await memory.window():
+            assert memory.windows.in_use == memory.windows.total
 
-    run(test())
+    simulate(test())
 
 
-def test_requests_are_served_in_order_whatever_their_size() -> None:
+def test_windows_are_given_first_come_first_served() -> None:
     async def test() -> None:
-        pool = MemoryPool(10, timeout=1)
-        first = await pool.acquire(8)
+        memory = smallest_memory()
+        holders = [await memory.window() for _ in range(memory.max_transfers)]
         served: list[int] = []
 
-        async def acquire(size: int) -> Allocation:
-            allocation = await pool.acquire(size)
-            served.append(size)
-            return allocation
+        async def transfer(number: int) -> None:
+            with await memory.window():
+                served.append(number)
+                await asyncio.sleep(number % 3)
 
-        waiting = [asyncio.create_task(acquire(size)) for size in (9, 1, 2)]
+        waiting = [asyncio.create_task(transfer(number)) for number in range(20)]
         await let_tasks_run()
-        assert pool.waiting == 3
-        assert pool.try_acquire(1) is None, "a later request overtook the waiting ones"
-        first.release()
-        await let_tasks_run()
-        assert served == [9, 1]
-        (await waiting[0]).release()
+        assert memory.windows.waiting == 20
+        for holder in holders:
+            holder.release()
         await asyncio.gather(*waiting)
-        assert served == [9, 1, 2]
+        assert served == list(range(20))
 
-    run(test())
+    simulate(test())
 
 
-def test_request_that_times_out_does_not_block_the_next_one() -> None:
+def test_transfer_that_times_out_does_not_block_the_next_one() -> None:
     async def test() -> None:
-        pool = MemoryPool(10, timeout=0.4)
-        with await pool.acquire(8):
-            large = asyncio.create_task(pool.acquire(10))
-            await asyncio.sleep(0.2)
-            small = asyncio.create_task(pool.acquire(1))
-            with pytest.raises(Overloaded):
-                await large
-            with await small:
-                assert (pool.in_use, pool.waiting) == (9, 0)
-        assert pool.in_use == 0
+        memory = smallest_memory(timeout=10)
+        holders = [await memory.window() for _ in range(memory.max_transfers)]
+        loop = asyncio.get_running_loop()
+        first = asyncio.create_task(memory.window())
+        await asyncio.sleep(1)
+        second = asyncio.create_task(memory.window())
+        with pytest.raises(Overloaded):
+            await first
+        assert loop.time() == 10
+        assert memory.windows.waiting == 1
+        holders[0].release()
+        with await second:
+            assert memory.windows.waiting == 0
+        part = filled_part(memory, PART)
+        with pytest.raises(Overloaded):
+            await filled_part(memory, 1).append(bytes(OTHERS))
+        assert loop.time() == 20
+        assert memory.buffers.in_use == part.size + 1
 
-    run(test())
+    simulate(test())
 
 
-def test_request_cancelled_at_any_step_leaves_nothing_in_use() -> None:
+def test_windows_wait_for_buffers_but_a_quarter_is_always_free() -> None:
     async def test() -> None:
-        for steps in range(6):
-            pool = MemoryPool(10, timeout=1)
-            allocation = await pool.acquire(10)
-            waiting = asyncio.create_task(pool.acquire(10))
-            await let_tasks_run(2)
-            allocation.release()
-            await let_tasks_run(steps)
-            waiting.cancel()
-            await asyncio.wait([waiting])
-            if not waiting.cancelled():
-                waiting.result().release()
-            assert (pool.in_use, pool.waiting) == (0, 0), steps
+        memory = smallest_memory()
+        filled_part(memory, PART)
+        others = filled_part(memory, OTHERS)
+        with await memory.window():
+            assert not others.try_append(b"1")
+            waiting = asyncio.create_task(memory.window())
+            await let_tasks_run()
+            assert memory.windows.waiting == 1
+            others.release()
+            (await waiting).release()
 
-    run(test())
+    simulate(test())
 
 
-def test_pool_is_never_exceeded_or_blocked_under_random_load() -> None:
+def test_part_waits_for_memory_and_no_later_part_overtakes_it() -> None:
     async def test() -> None:
-        rng = random.Random(5)
-        pool = MemoryPool(20, timeout=5)
-
-        async def client() -> None:
-            for _ in range(20):
-                with await pool.acquire(rng.randint(1, 20)) as allocation:
-                    assert pool.in_use <= pool.total
-                    await let_tasks_run(rng.randint(0, 3))
-                    allocation.shrink(rng.randint(0, 20))
-                    second = pool.try_acquire(rng.randint(1, 20))
-                    await let_tasks_run(1)
-                    if second:
-                        second.release()
-
-        clients = [asyncio.create_task(client()) for _ in range(50)]
-        for cancelled in rng.sample(clients, 10):
-            await let_tasks_run(3)
-            cancelled.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
-        assert (pool.in_use, pool.waiting) == (0, 0)
-
-    run(test())
-
-
-def test_pages_are_reused_once_no_view_of_them_exists() -> None:
-    async def test() -> None:
-        pool = MemoryPool(4 * SLOT_SIZE, timeout=1)
-        with await pool.acquire(SLOT_SIZE) as allocation:
-            first = allocation.buffer()
-            first[:4] = b"mine"
-            view = first[1:3]
-            del first
-        assert (pool.in_use, pool.cached) == (0, 0)
-        with await pool.acquire(SLOT_SIZE) as allocation:
-            second = allocation.buffer()
-            assert bytes(second[:4]) == bytes(4)
-            second[:5] = b"other"
-            del second
-        assert (bytes(view), pool.cached) == (b"in", SLOT_SIZE)
-        with await pool.acquire(SLOT_SIZE) as allocation:
-            assert bytes(allocation.buffer()[:5]) == b"other", "the pages were not reused"
-            assert pool.cached == 0
-
-    run(test())
-
-
-def test_buffer_is_not_reused_while_a_view_of_it_exists() -> None:
-    async def test() -> None:
-        with await MemoryPool(SLOT_SIZE, timeout=1).acquire(SLOT_SIZE) as allocation:
-            view = allocation.buffer()[-3:]
-            view[:] = b"one"
-            allocation.buffer()[-3:] = b"two"
-            assert bytes(view) == b"one"
-            assert bytes(allocation.buffer()[-3:]) == b"two"
-
-    run(test())
-
-
-@pytest.mark.parametrize("size", [0, 1, 4097, SLOT_SIZE - 1, SLOT_SIZE, SLOT_SIZE + 1])
-def test_buffer_is_as_long_as_its_allocation(size: int) -> None:
-    """The pages may be reused ones, and the allocation may have been shrunk."""
-
-    async def test() -> None:
-        pool = MemoryPool(2 * SLOT_SIZE, timeout=1)
-        for _ in range(2):
-            with await pool.acquire(size) as allocation:
-                assert len(allocation.buffer()) == size
-                allocation.shrink(size // 2)
-                assert len(allocation.buffer()) == size // 2
-        assert pool.in_use == 0
-
-    run(test())
-
-
-async def full_pool() -> tuple[MemoryPool, Allocation, asyncio.Task[Allocation]]:
-    """Return a pool with one allocation that fills it, and a request that waits for memory."""
-    pool = MemoryPool(SLOT_SIZE, timeout=1)
-    first = await pool.acquire(SLOT_SIZE)
-    first.buffer()[:5] = b"first"
-    waiting = asyncio.create_task(pool.acquire(SLOT_SIZE))
-    await let_tasks_run()
-    return pool, first, waiting
-
-
-def test_waiting_request_gets_the_pages_that_are_released() -> None:
-    async def test() -> None:
-        pool, first, waiting = await full_pool()
+        memory = smallest_memory()
+        first, second, third = (filled_part(memory, size) for size in (1, OTHERS, 0))
+        waiting = asyncio.create_task(second.append(b"2" * CHUNK))
+        await let_tasks_run()
+        assert memory.buffers.waiting == 1
+        assert not third.try_append(b"")
+        assert memory.reserve(0) is None
+        assert first.try_append(bytes(PART - 1))
         first.release()
-        assert (pool.in_use, pool.cached) == (SLOT_SIZE, 0)
-        second = await waiting
-        assert bytes(second.buffer()[:5]) == b"first"
-        first.release()
-        assert len(first.buffer()) == 0
-        assert pool.in_use == SLOT_SIZE
+        await waiting
+        assert second.size == OTHERS + CHUNK
+        assert third.try_append(b"3")
+        assert b"".join(second) == bytes(OTHERS) + b"2" * CHUNK
 
-    run(test())
+    simulate(test())
 
 
-def test_pages_for_a_request_that_is_cancelled_are_cached() -> None:
+def test_oldest_part_never_waits_behind_other_parts() -> None:
+    """It is the only one that can always grow, so the others may depend on its end."""
+
     async def test() -> None:
-        pool, first, waiting = await full_pool()
+        memory = smallest_memory()
+        first, second, third = (filled_part(memory, size) for size in (1, 2, OTHERS - CHUNK))
+        filled_part(memory, 3)
+        ahead = asyncio.create_task(third.append(bytes(CHUNK)))
+        await let_tasks_run()
+        behind = asyncio.create_task(second.append(bytes(CHUNK)))
+        await let_tasks_run()
+        assert memory.buffers.waiting == 2
         first.release()
+        await behind
+        assert not ahead.done()
+        await second.append(bytes(PART - second.size))
+        second.release()
+        await ahead
+
+    simulate(test())
+
+
+def test_replay_buffers_are_dropped_at_once_the_largest_first() -> None:
+    async def test() -> None:
+        memory = smallest_memory()
+        small, large, middle = (filled_replay(memory, size) for size in (1000, CHUNK, 2000))
+        memory.part()
+        part = filled_part(memory, OTHERS - CHUNK)
+        assert [small.complete, middle.complete, large.complete] == [True, True, False]
+        assert (large.size, list(large)) == (0, [])
+        assert memory.buffers.in_use == part.size + 3000
+        large.append(b"ignored")
+        large.release()
+        assert memory.buffers.in_use == part.size + 3000
+        assert memory.reserve(CHUNK - 1500)
+        assert [small.complete, middle.complete] == [True, False]
+        assert memory.buffers.in_use == OTHERS - 500
+
+    simulate(test())
+
+
+def test_window_drops_replay_buffers() -> None:
+    async def test() -> None:
+        memory = smallest_memory()
+        replays = [filled_replay(memory, CHUNK + number) for number in range(5)]
+        windows = [await memory.window() for _ in range(2)]
+        assert [replay.complete for replay in replays] == [True] * 3 + [False] * 2
+        windows += [await memory.window() for _ in range(2)]
+        assert sum(replay.complete for replay in replays) == 0
+        assert memory.buffers.in_use == 0
+
+    simulate(test())
+
+
+def test_replay_buffers_are_kept_if_dropping_them_all_is_not_enough() -> None:
+    async def test() -> None:
+        memory = smallest_memory()
+        part, replay = filled_part(memory, PART), filled_replay(memory, CHUNK)
+        assert memory.reserve(PART) is None
+        others = filled_part(memory, OTHERS - CHUNK)
+        assert not others.try_append(bytes(CHUNK + 1))
+        with await memory.window():
+            waiting = asyncio.create_task(memory.window())
+            await let_tasks_run()
+            assert memory.windows.waiting == 1
+            assert replay.complete
+            others.release()
+            with await waiting:
+                assert replay.complete
+        part.release()
+
+    simulate(test())
+
+
+def test_replay_buffer_does_not_grow_while_a_part_waits() -> None:
+    async def test() -> None:
+        memory = smallest_memory()
+        replay = filled_replay(memory, 10)
+        memory.part()
+        part = filled_part(memory, OTHERS - CHUNK)
+        waiting = asyncio.create_task(part.append(bytes(2 * CHUNK)))
+        await let_tasks_run()
+        replay.append(b"1")
+        assert not replay.complete
         waiting.cancel()
         await asyncio.wait([waiting])
-        assert (pool.in_use, pool.cached) == (0, SLOT_SIZE)
+        assert memory.buffers.in_use == part.size
 
-    run(test())
-
-
-def test_small_pages_are_never_cached() -> None:
-    """The kernel rounds them up, so they would occupy more memory than the pool counts."""
-
-    async def test() -> None:
-        pool = MemoryPool(100 * SLOT_SIZE, timeout=1)
-        allocations = [await pool.acquire(1 + number % 10) for number in range(100)]
-        for allocation in allocations:
-            allocation.buffer()
-        for allocation in allocations:
-            allocation.release()
-        assert (pool.in_use, pool.cached) == (0, 0)
-
-    run(test())
+    simulate(test())
 
 
-def test_oldest_cached_pages_are_dropped_first() -> None:
-    async def test() -> None:
-        pool = MemoryPool(4 * SLOT_SIZE, timeout=1)
-        for number in range(5):
-            with await pool.acquire(SLOT_SIZE + number) as allocation:
-                allocation.buffer()[0] = number + 1
-        assert pool.cached == 3 * SLOT_SIZE + 2 + 3 + 4
-        with (
-            await pool.acquire(SLOT_SIZE + 1) as dropped,
-            await pool.acquire(SLOT_SIZE + 4) as cached,
-        ):
-            assert (dropped.buffer()[0], cached.buffer()[0]) == (0, 5)
-
-    run(test())
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_buffers_are_never_shared_and_the_cache_stays_within_the_limit(seed: int) -> None:
-    """Under random load, with views that outlive their allocation as a connection's views do."""
+def test_replay_buffer_grows_while_transfers_wait_for_windows_that_others_use() -> None:
+    """These transfers do not need memory, but the end of another transfer."""
 
     async def test() -> None:
-        rng = random.Random(seed)
-        pool = MemoryPool(8 * SLOT_SIZE, timeout=5)
-        views = dict[int, memoryview]()
-        reuses = 0
+        memory = Memory(4 * PART, part_size=PART, timeout=1)
+        replay = filled_replay(memory, 10)
+        for _ in range(memory.max_transfers):
+            await memory.window()
+        waiting = asyncio.create_task(memory.window())
+        await let_tasks_run()
+        replay.append(bytes(CHUNK))
+        assert replay.complete
+        with pytest.raises(Overloaded):
+            await waiting
 
-        def is_stamped(view: memoryview, stamp: int) -> bool:
-            return bytes(view[:8]) == bytes(view[-8:]) == stamp.to_bytes(8)
+    simulate(test())
 
-        async def client(first_stamp: int) -> None:
-            nonlocal reuses
-            for stamp in range(first_stamp, first_stamp + 20):
-                with await pool.acquire(
-                    rng.choice((SLOT_SIZE, SLOT_SIZE + 1, 2 * SLOT_SIZE, 100))
-                ) as allocation:
-                    view = allocation.buffer()
-                    reuses += any(view[:8])
-                    view[:8] = view[-8:] = stamp.to_bytes(8)
-                    await let_tasks_run(rng.randint(0, 3))
-                    assert is_stamped(view, stamp)
-                    if rng.random() < 0.3:
-                        views[stamp] = view[:]
-                    del view
-                    allocation.shrink(rng.choice((allocation.size, allocation.size // 2)))
-                    assert pool.in_use + pool.cached <= pool.total
-                assert pool.in_use + pool.cached <= pool.total
-                if len(views) > 20:
-                    del views[rng.choice(list(views))]
-                assert all(is_stamped(view, stamp) for stamp, view in views.items())
 
-        await asyncio.gather(*(client(1 + 1000 * number) for number in range(8)))
-        assert reuses, "no pages were reused"
-        assert pool.in_use == 0
+def test_replay_buffer_is_dropped_beyond_its_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory_module, "MAX_REPLAY_SIZE", 2 * CHUNK)
+    memory = smallest_memory()
+    replay = filled_replay(memory, CHUNK)
+    replay.append(bytes(CHUNK))
+    assert replay.complete
+    replay.append(b"1")
+    assert (replay.complete, replay.size, memory.buffers.in_use) == (False, 0, 0)
 
-    run(test())
+
+def test_bundle_is_reserved_only_if_its_memory_is_free_now() -> None:
+    memory = smallest_memory()
+    assert memory.reserve(OTHERS + 1) is None
+    reservation = memory.reserve(OTHERS)
+    assert reservation is not None
+    assert memory.reserve(1) is None
+    reservation.release()
+    reservation.release()
+    assert memory.buffers.in_use == 0
+    with memory.reserve(OTHERS) or pytest.fail("the memory is free"):
+        assert memory.buffers.in_use == OTHERS
+    assert memory.buffers.in_use == 0
+
+
+@pytest.mark.parametrize("released_first", [True, False])
+@pytest.mark.parametrize("steps", range(5))
+def test_transfer_cancelled_at_any_step_leaves_nothing_in_use(
+    steps: int, *, released_first: bool
+) -> None:
+    """It is cancelled before, while or after it gets the memory that others release."""
+
+    async def test() -> None:
+        memory = smallest_memory()
+        windows = [await memory.window() for _ in range(memory.max_transfers)]
+        oldest, part = memory.part(), memory.part()
+        waiting = [
+            asyncio.create_task(memory.window()),
+            asyncio.create_task(part.append(bytes(CHUNK))),
+        ]
+        await let_tasks_run(steps)
+        if released_first:
+            oldest.release()
+            windows.pop().release()
+        for task in waiting:
+            task.cancel()
+        if not released_first:
+            oldest.release()
+            windows.pop().release()
+        for result in await asyncio.gather(*waiting, return_exceptions=True):
+            if isinstance(result, Reservation):
+                result.release()
+        assert memory.windows.in_use == len(windows) * WINDOW_SIZE
+        assert memory.buffers.in_use == part.size == sum(map(len, part))
+        assert memory.windows.waiting == memory.buffers.waiting == 0
+
+    simulate(test())

@@ -1,4 +1,4 @@
-"""HMACs, receipts and digest headers, without a server."""
+"""HMACs, receipts, digest headers and the claims of uploads, without a server."""
 
 import base64
 import hashlib
@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 from hypothesis import strategies as st
 
+from service.bundles.claims import UploadClaims, UploadVerifier
 from service.bundles.proof import (
     HmacVerifier,
     Proof,
@@ -18,12 +19,14 @@ from service.bundles.proof import (
     parse_digests,
     parse_hmac,
 )
-from service.errors import MalformedHeader
+from service.bundles.record import BundleRecord
+from service.errors import DigestMismatch, HmacMismatch, MalformedHeader
 from tests.support.fuzz import fuzz
 
 # RFC 4231, test case 2.
 KEY, DATA = b"Jefe", b"what do ya want for nothing?"
 HMAC = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+BUNDLE_ID = UUID("6f1bd34b-7e51-4ffb-89a1-b14364af956c")
 
 
 def test_hmac_is_the_same_however_the_bundle_is_split() -> None:
@@ -68,12 +71,11 @@ def test_proof_does_not_show_its_key() -> None:
 
 
 def test_receipt_is_an_hmac_of_the_bundle_id_and_the_hmac() -> None:
-    bundle_id = UUID("6f1bd34b-7e51-4ffb-89a1-b14364af956c")
-    message = f"xmtp-history-receipt-v1\0{bundle_id}\0{HMAC}".encode()
+    message = f"xmtp-history-receipt-v1\0{BUNDLE_ID}\0{HMAC}".encode()
     expected = hmac.new(KEY, message, "sha256").hexdigest()
-    assert compute_receipt(Proof(HMAC, KEY), bundle_id) == expected
+    assert compute_receipt(Proof(HMAC, KEY), BUNDLE_ID) == expected
     for other in (Proof(HMAC, b"other"), Proof("0" * 64, KEY)):
-        assert compute_receipt(other, bundle_id) != expected
+        assert compute_receipt(other, BUNDLE_ID) != expected
     assert compute_receipt(Proof(HMAC, KEY), UUID(int=1)) != expected
 
 
@@ -184,3 +186,52 @@ def test_digest_header_has_at_most_256_members() -> None:
     assert parse_digests("Repr-Digest", b",".join([b"a=::"] * 256)) is None
     with pytest.raises(MalformedHeader, match="at most 256"):
         parse_digests("Repr-Digest", b",".join([b"a=::"] * 257))
+
+
+OTHER = "0" * 64
+
+CLAIMS: list[tuple[UploadClaims, type[Exception] | None]] = [
+    (UploadClaims(), None),
+    (UploadClaims(HMAC), None),
+    (UploadClaims(OTHER), None),  # Without the key, only a download can verify it.
+    (UploadClaims(HMAC, KEY), None),
+    (UploadClaims(OTHER, KEY), HmacMismatch),
+    (UploadClaims(HMAC, b"another key"), HmacMismatch),
+    (UploadClaims(digests=[SHA256.hexdigest()]), None),
+    (UploadClaims(digests=[SHA256.hexdigest(), SHA256.hexdigest()]), None),
+    (UploadClaims(digests=[SHA256.hexdigest(), OTHER]), DigestMismatch),
+    (UploadClaims(digests=[OTHER, SHA256.hexdigest()]), DigestMismatch),
+    (UploadClaims(HMAC, KEY, [SHA256.hexdigest()]), None),
+    (UploadClaims(OTHER, KEY, [OTHER]), DigestMismatch),
+]
+
+
+@pytest.mark.parametrize(("claims", "error"), CLAIMS)
+@pytest.mark.parametrize("length", [1, 13, len(DATA)])
+def test_received_bytes_are_checked_against_the_claims(
+    claims: UploadClaims, error: type[Exception] | None, length: int
+) -> None:
+    verifier = UploadVerifier(claims)
+    for start in range(0, len(DATA), length):
+        verifier.update(DATA[start : start + length])
+    if error is None:
+        verifier.verify()
+    else:
+        with pytest.raises(error):
+            verifier.verify()
+
+
+def test_record_of_an_upload_has_only_what_was_claimed() -> None:
+    sha256, receipt = SHA256.hexdigest(), compute_receipt(Proof(HMAC, KEY), BUNDLE_ID)
+    for claims, record in [
+        (UploadClaims(), BundleRecord(9, 5)),
+        (UploadClaims(HMAC), BundleRecord(9, 5, None, HMAC)),
+        (UploadClaims(HMAC, KEY), BundleRecord(9, 5, None, HMAC, receipt)),
+        (UploadClaims(digests=[sha256, sha256]), BundleRecord(9, 5, sha256)),
+    ]:
+        assert claims.record(BUNDLE_ID, 9, 5) == record
+    assert UploadClaims().record(BUNDLE_ID, 9, None) == BundleRecord(9)
+
+
+def test_claims_do_not_show_their_key() -> None:
+    assert "secret" not in repr(UploadClaims(HMAC, b"secret"))

@@ -17,8 +17,7 @@ from uuid import UUID
 import pytest
 
 import service
-from service.bundles import proof
-from service.bundles import service as bundle_service
+from service.bundles import access, proof
 from tests.support.clients.sockets import connect_to
 from tests.support.services.thread import StartService
 
@@ -75,11 +74,11 @@ def tagging(tags: Mapping[str, str]) -> bytes:
 
 
 class FakeStore(BaseHTTPRequestHandler):
-    """A store that has the tags of one bundle, and responds at once."""
+    """A store that has one bundle, and responds at once. The bundle's body is its tags."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1
-    body = tagging({"sha256": "0" * 64, "expires-at": "9999999999", "hmac-sha256": STORED_HMAC})
+    body = tagging({"expires-at": "9999999999", "hmac-sha256": STORED_HMAC})
 
     def do_GET(self) -> None:
         self.do_HEAD()
@@ -88,6 +87,8 @@ class FakeStore(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.send_response(200)
         self.send_header("Content-Length", str(len(self.body)))
+        self.send_header("ETag", '"etag"')
+        self.send_header("Last-Modified", "Sun, 06 Nov 1994 08:49:37 GMT")
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -182,7 +183,7 @@ def test_refusal_takes_as_long_for_a_nearly_right_hmac_as_for_a_wrong_one(
     seed = random.SystemRandom().randrange(1 << 32)
     rng = random.Random(seed)
     actual = compare(url, SAMPLES, rng)
-    monkeypatch.setattr(bundle_service, "equal_digests", leaking_comparison(20))
+    monkeypatch.setattr(access, "equal_digests", leaking_comparison(20))
     leaking = compare(url, SAMPLES // 5, rng)
     print(f"\nseed {seed}\nactual: {actual}\nleaking: {leaking}")
     assert not actual.is_significant

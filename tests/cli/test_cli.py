@@ -2,11 +2,12 @@
 
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,8 +17,10 @@ import pytest
 from click.testing import CliRunner
 
 from service.cli import main
+from service.http.server import open_files
 from tests.support.clients.signing import sign
 from tests.support.key_leaks import LEAK_DETECTOR
+from tests.support.marks import needs_proc
 from tests.support.services.process import (
     COVERAGE_VARIABLES,
     NO_CERTIFICATES,
@@ -103,6 +106,56 @@ def test_two_dev_servers_run_at_the_same_time() -> None:
             proof = sign(KEY, b"bundle")
             assert http.get(f"{first}/files/{bundle_id}", headers=proof).status_code == 200
             assert http.get(f"{second}/files/{bundle_id}", headers=proof).status_code == 404
+
+
+@pytest.fixture
+def low_file_limit() -> Iterator[None]:
+    """Limit this process and its children to 1,024 open files, as many systems do."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@needs_proc
+@pytest.mark.usefixtures("low_file_limit")
+def test_serve_may_open_enough_files_for_all_transfers_of_its_memory_budget() -> None:
+    with service_process("serve", "--dev") as (url, *_), httpx.Client(trust_env=False) as http:
+        metrics = http.get(f"{url}/metrics").text
+    [limit] = re.findall(r"^process_max_fds (\S+)$", metrics, re.MULTILINE)
+    assert float(limit) >= 3 * 1024
+
+
+@pytest.mark.usefixtures("low_file_limit")
+def test_limit_on_open_files_that_is_too_low_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    open_files.raise_limit(10**9)
+    [message] = [record.getMessage() for record in caplog.records]
+    assert "1000000000 transfers" in message
+    assert "raise the limit (ulimit -Hn)" in message
+
+
+def test_serve_excludes_its_modules_and_models_from_garbage_collection() -> None:
+    script = (
+        "import gc, os, signal\n"
+        "from service.cli import main\n"
+        "def report(*_): os.write(1, b'\\nfrozen %d\\n' % gc.get_freeze_count())\n"
+        "signal.signal(signal.SIGUSR1, report)\n"
+        "main(['serve', '--dev'])"
+    )
+    environment = clean_environment(HISTORY_PORT="0", **NO_CERTIFICATES)
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                if "http://" in line:
+                    process.send_signal(signal.SIGUSR1)
+                if line.startswith("frozen"):
+                    break
+        finally:
+            process.kill()
+    assert int(line.split()[1]) > 100_000
 
 
 def test_port_in_use_is_reported_in_one_line() -> None:
@@ -192,10 +245,13 @@ def test_help_and_version_are_printed() -> None:
 
 
 def test_bundle_of_64_mib_needs_less_than_64_mib_of_memory(store: Store, s3: Any) -> None:
-    """The upload is chunked, the download needs a proof, and the process serves nothing else."""
+    """The upload is chunked, the download needs a proof, and the process serves nothing else.
+
+    Its memory budget is too small for the bundle, so the first download reads it twice.
+    """
     bundle = os.urandom(64 << 20)
     with (
-        service_process_for(store, new_bucket(s3)) as (url, process),
+        service_process_for(store, new_bucket(s3), HISTORY_MEMORY_BUDGET="32MiB") as (url, process),
         httpx.Client(base_url=url, trust_env=False, timeout=60) as http,
     ):
         http.post("/upload", content=b"what the first request loads is not measured")

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from service import errors
+from service.bundles.memory import Memory
 from service.cli import main
 from service.http.problems import STATUS, problem
+from service.http.server import open_files
 from service.settings import Settings, load
 from service.telemetry.metrics import Metrics
 from tests.support import repository, stores
@@ -145,3 +147,23 @@ def test_every_metric_is_documented() -> None:
     exposed = Metrics().exposition().decode()
     documented = re.findall(r"^\| `(history_\w+)` \|", page, re.MULTILINE)
     assert documented == re.findall(r"^# HELP (history_\w+)", exposed, re.MULTILINE)
+
+
+def test_sizing_table_matches_the_memory_limit() -> None:
+    page = (ROOT / "infra" / "README.md").read_text()
+    rows = re.findall(
+        r"^\| (\d+) ([MG])iB[^|]*\| (\d+) MiB \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$",
+        page,
+        re.MULTILINE,
+    )
+    assert len(rows) == 3
+    part_size = Settings.model_fields["part_size"].default
+    for number, unit, container, *counts in rows:
+        budget = int(number) << {"M": 20, "G": 30}[unit]
+        memory = Memory(budget, part_size=part_size, timeout=1)
+        transfers, full_parts, files = (int(count.replace(",", "")) for count in counts)
+        assert int(container) << 20 >= budget + (160 << 20)
+        assert transfers == memory.max_transfers
+        assert full_parts == memory.buffers.total // part_size
+        needed = transfers * open_files.CONNECTIONS_PER_TRANSFER + open_files.OTHER_FILES
+        assert needed <= files < 1.1 * needed

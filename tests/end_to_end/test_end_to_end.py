@@ -11,8 +11,8 @@ from uuid import UUID, uuid4
 import minio
 import pytest
 
-from tests.support.clients.signing import random_bytes, sign
-from tests.support.clients.sockets import connect_to, raw_request
+from tests.support.clients.signing import digest, random_bytes, sign
+from tests.support.clients.sockets import begin_chunked_upload, begin_upload, raw_request
 from tests.support.polling import wait_until
 from tests.support.services.thread import SMALL_PART, Service, StartService
 from tests.support.stores import Store
@@ -28,10 +28,13 @@ def content(size: int) -> bytes:
     return random_bytes(size, size)
 
 
+@pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("size", [1, 100_000, PART - 1, PART, PART + 1, 2 * PART, 11 * MIB])
-def test_download_returns_the_uploaded_bundle(service: Service, size: int) -> None:
+def test_download_returns_the_uploaded_bundle(
+    service: Service, size: int, *, chunked: bool
+) -> None:
     bundle = content(size)
-    bundle_id = service.upload(bundle, sign(KEY, bundle)["X-HMAC"])
+    bundle_id = service.upload(bundle, sign(KEY, bundle)["X-HMAC"], chunked=chunked)
     response = service.fetch(bundle_id, sign(KEY, bundle))
     assert response.status_code == 200
     assert response.content == bundle
@@ -58,19 +61,26 @@ def test_form_upload_stores_the_file_part(service: Service, size: int) -> None:
     assert service.fetch(response.text, sign(KEY, bundle)).content == bundle
 
 
-def test_object_has_the_documented_tags_and_content(service: Service) -> None:
-    for bundle in (content(1000), content(PART + 1000)):
-        started = time.time()
-        hmac_upper = sign(KEY, bundle)["X-HMAC"].upper()
-        bundle_id = service.upload(bundle, hmac_upper)
-        tags = service.tags(bundle_id)
-        assert tags.pop("hmac-sha256") == hmac_upper.lower()
-        assert tags.pop("sha256") == hashlib.sha256(bundle).hexdigest()
-        week = 7 * 86_400
-        assert started + week <= int(tags.pop("expires-at")) <= time.time() + week + 1
-        assert not tags
-        stored = service.s3.get_object(Bucket=service.bucket, Key=f"bundles/{bundle_id}")
-        assert stored["Body"].read() == bundle
+@pytest.mark.parametrize("digest_claimed", [False, True])
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("size", [1000, PART + 1000])
+def test_object_has_the_documented_tags_and_content(
+    service: Service, size: int, *, chunked: bool, digest_claimed: bool
+) -> None:
+    bundle, started, week = content(size), time.time(), 7 * 86_400
+    headers = {"X-HMAC": sign(KEY, bundle)["X-HMAC"].upper()}
+    if digest_claimed:
+        headers["Repr-Digest"] = digest(bundle)
+    body = iter([bundle]) if chunked else bundle
+    bundle_id = service.http.post("/upload", content=body, headers=headers).text
+    tags = service.tags(bundle_id)
+    assert started + week <= int(tags.pop("expires-at")) <= time.time() + week + 1
+    expected = {"hmac-sha256": headers["X-HMAC"].lower()}
+    expected |= {"sha256": hashlib.sha256(bundle).hexdigest()} if digest_claimed else {}
+    expected |= {} if chunked else {"size": str(size)}
+    assert tags == expected
+    stored = service.s3.get_object(Bucket=service.bucket, Key=f"bundles/{bundle_id}")
+    assert stored["Body"].read() == bundle
 
 
 def test_tags_are_readable_by_another_s3_client(service: Service, store: Store) -> None:
@@ -119,6 +129,7 @@ def test_download_has_the_documented_headers(service: Service, size: int) -> Non
         assert headers["Cache-Control"] == "private, no-store"
         assert headers["Content-Disposition"] == f'attachment; filename="{bundle_id}"'
         assert headers["X-Content-Type-Options"] == "nosniff"
+        assert "Repr-Digest" not in headers
 
 
 @pytest.mark.parametrize("size", [1000, PART + 1000])
@@ -207,9 +218,7 @@ def test_expiry_is_exact_and_new_tags_do_not_extend_it(start_service: StartServi
     assert len(service.objects()) == 1
 
 
-@pytest.mark.parametrize(
-    "missing", [{"sha256"}, {"expires-at"}, {"sha256", "expires-at", "hmac-sha256"}]
-)
+@pytest.mark.parametrize("missing", [{"expires-at"}, {"expires-at", "hmac-sha256"}])
 def test_bundle_with_missing_or_damaged_tags_is_not_found(
     start_service: StartService, missing: set[str]
 ) -> None:
@@ -220,8 +229,18 @@ def test_bundle_with_missing_or_damaged_tags_is_not_found(
     service.put_tags(bundle_id, {name: tags[name] for name in tags.keys() - missing})
     assert service.fetch(bundle_id).status_code == 404
     assert service.fetch(bundle_id, sign(KEY, bundle)).status_code == 404
-    service.put_tags(bundle_id, {**tags, "hmac-sha256": "damaged"})
-    assert service.fetch(bundle_id).status_code == 404
+    for damage in (
+        {"hmac-sha256": "damaged"},
+        {"sha256": "damaged"},
+        {"size": "damaged"},
+        {"size": "999"},
+        {"size": "1001"},
+    ):
+        service.put_tags(bundle_id, {**tags, **damage})
+        assert service.fetch(bundle_id, sign(KEY, bundle)).status_code == 404
+        assert service.fetch(bundle_id).status_code == 404
+    service.put_tags(bundle_id, tags)
+    assert service.fetch(bundle_id, sign(KEY, bundle)).content == bundle
 
 
 @pytest.mark.parametrize(
@@ -258,14 +277,19 @@ def test_upload_larger_than_the_limit_is_refused(start_service: StartService) ->
     assert service.objects() == [stored]
 
 
-def test_upload_by_a_client_that_disconnects_leaves_nothing(start_service: StartService) -> None:
+@pytest.mark.parametrize("chunked", [False, True])
+def test_upload_by_a_client_that_disconnects_leaves_nothing(
+    start_service: StartService, *, chunked: bool
+) -> None:
     """The client disconnects in the middle of 64 MiB. Cleanup takes at most two seconds."""
     service = start_service()
-    with connect_to(service.url) as connection:
-        connection.sendall(b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 67108864\r\n\r\n")
-        for _ in range(32):
-            connection.sendall(content(MIB))
-        wait_until(lambda: bool(service.multipart_uploads()))
+    first_bytes = content(32 * MIB)
+    with (
+        begin_chunked_upload(service.url, first_bytes)
+        if chunked
+        else begin_upload(service.url, first_bytes, 64 * MIB)
+    ):
+        wait_until(lambda: bool(service.multipart_uploads()) is chunked)
     hung_up = time.monotonic()
     wait_until(lambda: not service.multipart_uploads() and not service.objects(), timeout=2)
     print(f"cleaned up after {time.monotonic() - hung_up:.2f} s")

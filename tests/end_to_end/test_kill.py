@@ -1,7 +1,6 @@
 """kill -9 leaves only complete bundles, and objects that the service does not show to anyone."""
 
 import asyncio
-import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -65,14 +64,22 @@ async def kill_during_transfers(
 ) -> tuple[list[tuple[load.Response, bytes]], list[load.Response]]:
     """Kill the process during uploads and downloads, and return their responses.
 
-    Of every four uploads, one ends soon, one waits for its tags and two are still being sent.
+    Of every five uploads, one ends soon, one waits for its tags and three are still being sent, one
+    of them with a length.
     """
     known_id = (await load.upload(url, LARGE)).body.decode()
     tagging = Fault("PutObjectTagging", Delay(60), times=None, every=2)
     proxy.faults.append(tagging)
-    plans = [(SMALL, 0.5), (LARGE, 0.5), (LARGE, 30), (LARGEST, 3)] * (count // 4)
+    plans = [
+        (SMALL, 0.5, True),
+        (LARGE, 0.5, True),
+        (LARGE, 30, True),
+        (LARGEST, 3, True),
+        (LARGEST, 30, False),
+    ] * (count // 4)
     uploads = [
-        asyncio.create_task(load.upload(url, bundle, duration=seconds)) for bundle, seconds in plans
+        asyncio.create_task(load.upload(url, bundle, duration=seconds, chunked=chunked))
+        for bundle, seconds, chunked in plans
     ]
     downloads = [
         asyncio.create_task(load.download(url, known_id, LARGE, duration=seconds))
@@ -83,15 +90,24 @@ async def kill_during_transfers(
         parts = sum(
             request.operation == "UploadPart" and request.completed for request in proxy.requests
         )
-        # The first bundle had two parts. Of every four uploads, one sends two parts, and another
-        # has sent one of three.
+        puts = sum(
+            request.operation == "PutObject" and request.received >= MIB // 4
+            for request in proxy.requests
+        )
+        # The first bundle had two parts. Of every five uploads, one sends two parts, and another
+        # has sent one of three. Two are a PutObject.
         done = sum(task.done() for task in uploads)
-        return tagging.injected >= 1 and done >= count // 4 and parts >= 2 + 3 * count // 4
+        return (
+            tagging.injected >= 1
+            and done >= count // 4
+            and parts >= 2 + 3 * count // 4
+            and puts >= 2 * count // 4
+        )
 
     await asyncio.to_thread(wait_until, halfway, timeout=60)
     process.kill()
     responses = await asyncio.gather(*uploads)
-    bundles = [bundle for bundle, _ in plans]
+    bundles = [bundle for bundle, *_ in plans]
     return list(zip(responses, bundles, strict=True)), await asyncio.gather(*downloads)
 
 
@@ -117,10 +133,10 @@ def visibility(url: str, stored: StoredObject) -> str:
         trust_env=False,
         timeout=30,
     )
-    if not stored.tags:
+    size = int(stored.tags.get("size", len(stored.body)))
+    if not stored.tags or size != len(stored.body):
         assert response.status_code == 404
         return "hidden"
-    assert stored.tags["sha256"] == hashlib.sha256(stored.body).hexdigest()
     assert stored.body in (SMALL, LARGE, LARGEST)
     assert (response.status_code, response.content) == (200, stored.body)
     return "served"

@@ -49,7 +49,7 @@ def resources_in_use(service: Service, proxy: Proxy) -> Resources:
         descriptors=len(os.listdir("/dev/fd")) - 2 * proxy.open_connections,  # noqa: PTH208
         connections=len(service.server.server_state.connections),
         tasks=len(asyncio.all_tasks(loop)),
-        memory=sum(pool.parts.in_use + pool.slots.in_use for pool in pools),
+        memory=sum(pool.windows.in_use + pool.buffers.in_use for pool in pools),
     )
 
 

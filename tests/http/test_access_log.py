@@ -3,15 +3,17 @@
 import re
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
 import pytest
 
+from service.bundles.memory import WINDOW_SIZE
 from service.http import access_log
 from service.s3 import retries
 from tests.support.clients.signing import sign
-from tests.support.clients.sockets import connect_to, raw_request, read_response
+from tests.support.clients.sockets import begin_upload, connect_to, raw_request, read_response
 from tests.support.polling import wait_until
 from tests.support.proxy import Delay, Fault, Proxy, Respond, Truncate
 from tests.support.services.thread import SMALL_PART, Service, running_service
@@ -104,17 +106,17 @@ def test_log_line_shows_whether_a_request_waited_for_the_client_s3_or_memory(
     }
     proxy.faults.append(Fault("PutObject", Delay(0.4)))
     fields_by_wait["s3"] = fields_of(caplog, service.http.post("/upload", content=bytes(1000)))
-    head = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n" % SMALL_PART
     with connect_to(service.url) as waiting:
-        with connect_to(service.url) as first, connect_to(service.url) as second:
-            for uploading in (first, second):
-                uploading.sendall(head + b"\r\n")
-            memory_in_use = 'history_memory_used_bytes{pool="parts"}'
-            wait_until(lambda: service.metrics()[memory_in_use] == 2 * SMALL_PART)
+        with ExitStack() as uploading:
+            for _ in range(SMALL_PART // WINDOW_SIZE):
+                uploading.enter_context(begin_upload(service.url, b"some", SMALL_PART))
+            memory_in_use = 'history_memory_used_bytes{pool="windows"}'
+            wait_until(lambda: service.metrics()[memory_in_use] == SMALL_PART)
+            head = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\n"
             waiting.sendall(head + b"X-Request-Id: waiting\r\n\r\n")
-            wait_until(lambda: service.metrics()['history_memory_waiters{pool="parts"}'] == 1)
+            wait_until(lambda: service.metrics()['history_memory_waiters{pool="windows"}'] == 1)
             time.sleep(0.4)
-        waiting.sendall(bytes(SMALL_PART))
+        waiting.sendall(b"bundle")
         assert read_response(waiting).startswith(b"HTTP/1.1 200")
     fields_by_wait["budget"] = wait_for_fields(caplog, "waiting")
     for longest_wait, fields in fields_by_wait.items():
@@ -234,7 +236,7 @@ def test_aborted_uploads_are_counted_by_reason(service: Service) -> None:
 def test_all_memory_is_released_in_the_end(service: Service) -> None:
     """After all the tests above."""
     metrics = service.metrics()
-    for pool in ("parts", "slots"):
+    for pool in ("windows", "buffers"):
         assert metrics[f'history_memory_used_bytes{{pool="{pool}"}}'] == 0
         assert metrics[f'history_memory_waiters{{pool="{pool}"}}'] == 0
         assert metrics[f'history_memory_budget_bytes{{pool="{pool}"}}'] > 0

@@ -4,15 +4,24 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
+from service.bundles.memory import Memory
 from service.errors import UploadTimeout
 from service.http import routes
-from service.http.slow_clients import GRACE_PERIOD, MIN_RATE, ClientRate
+from service.http.slow_clients import (
+    GRACE_PERIOD,
+    MAX_READ_DELAY,
+    MIN_RATE,
+    SLOW_AFTER,
+    SLOW_RATE,
+    ClientRate,
+)
 
 Receive = Callable[[], Coroutine[Any, Any, Message]]
 
@@ -43,13 +52,43 @@ def test_short_timeout_limits_even_the_first_wait() -> None:
     assert ClientRate(1).time_left == 1
 
 
+@pytest.mark.parametrize(
+    ("waits", "delay"),
+    [
+        ([], 0),
+        ([(SLOW_AFTER, 1)], 0),
+        ([(SLOW_AFTER + 1, 0)], MAX_READ_DELAY),
+        ([(SLOW_AFTER + 1, 1)], MAX_READ_DELAY),
+        ([(10, 10 * SLOW_RATE)], 0),
+        ([(10, 10 * SLOW_RATE - 1)], 0.125),
+        ([(8, 8 * 64 * 1024), (2, 2 * 64 * 1024)], 0.5),
+        ([(10, 10 * 20 * 1024)], 1.6),
+        ([(10, SLOW_RATE), (1, 10 * SLOW_RATE)], 0),
+    ],
+)
+def test_read_delay_depends_on_the_average_rate(
+    waits: list[tuple[float, int]], delay: float
+) -> None:
+    rate = ClientRate(30)
+    for seconds, transferred in waits:
+        rate.record(seconds, transferred)
+    assert rate.read_delay == pytest.approx(delay, abs=0.001)
+
+
 def run(test: Coroutine[Any, Any, None]) -> None:
     """Run an asynchronous test, for 10 seconds at most."""
     asyncio.run(asyncio.wait_for(test, 10))
 
 
-def body(receive: Receive, read_timeout: float) -> AsyncGenerator[bytes, None]:
-    scope = {"type": "http", "state": {"read_timeout": read_timeout}}
+def new_memory() -> Memory:
+    return Memory(16 << 20, part_size=5 << 20, timeout=1)
+
+
+def body(
+    receive: Receive, read_timeout: float, memory: Memory | None = None
+) -> AsyncGenerator[bytes, None]:
+    memory = memory or new_memory()
+    scope = {"type": "http", "state": {"read_timeout": read_timeout, "memory": memory}}
     return routes._body(Request[routes.State](scope, receive))  # noqa: SLF001
 
 
@@ -109,6 +148,33 @@ def test_slow_upload_times_out_although_bytes_arrive() -> None:
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         run(test(monkeypatch))
+
+
+def test_slow_client_is_read_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is received during the delay between two reads, so the kernel holds what arrives."""
+    delay, reads, memory, slow_uploads = 0.2, list[float](), new_memory(), set[int]()
+    monkeypatch.setattr("service.http.slow_clients.SLOW_AFTER", 0.1)
+    monkeypatch.setattr("service.http.slow_clients.MAX_READ_DELAY", delay)
+
+    async def receive() -> Message:
+        reads.append(time.monotonic())
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b"x", "more_body": len(reads) < 15}
+
+    async def watch() -> None:
+        while True:
+            slow_uploads.add(memory.slow_uploads)
+            await asyncio.sleep(0.005)
+
+    async def test() -> None:
+        watching = asyncio.create_task(watch())
+        assert b"".join([chunk async for chunk in body(receive, 30, memory)]) == b"x" * 15
+        watching.cancel()
+        assert (slow_uploads, memory.slow_uploads) == ({0, 1}, 0)
+        gaps = [later - earlier for earlier, later in pairwise(reads)]
+        assert gaps[0] < delay <= min(gaps[-4:])
+
+    run(test())
 
 
 def test_cancellation_does_not_become_a_timeout() -> None:

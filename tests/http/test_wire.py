@@ -3,13 +3,16 @@
 import json
 import os
 import time
+from contextlib import ExitStack
 from http.client import HTTPResponse
 
 import pytest
 
+from service.bundles.memory import WINDOW_SIZE
 from service.http.problems import STATUS
 from tests.support.clients.signing import sign
 from tests.support.clients.sockets import (
+    begin_upload,
     connect_to,
     peer_has_closed,
     problem_code,
@@ -60,20 +63,19 @@ def test_response_before_the_end_of_the_body_arrives_complete(
 
 
 def test_overload_is_reported_before_the_body_is_read(start_service: StartService) -> None:
-    """Two slow uploads reserve all memory. A third upload is refused until they have ended."""
+    """Slow uploads hold all windows. Another upload is refused until they have ended."""
     service = start_service(memory_budget=10 * MIB, part_size=5 * MIB, queue_timeout="1s")
-    head = b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 5242880\r\n\r\n"
-    with connect_to(service.url) as first, connect_to(service.url) as second:
-        for connection in (first, second):
-            connection.sendall(head + b"some")
-        memory_in_use = 'history_memory_used_bytes{pool="parts"}'
-        wait_until(lambda: service.metrics()[memory_in_use] == 10 * MIB)
-        response = raw_request(service.url, head)
+    with ExitStack() as uploads:
+        for _ in range(5 * MIB // WINDOW_SIZE):
+            uploads.enter_context(begin_upload(service.url, b"some", 5 * MIB))
+        memory_in_use = 'history_memory_used_bytes{pool="windows"}'
+        wait_until(lambda: service.metrics()[memory_in_use] == 5 * MIB)
+        response = raw_request(
+            service.url, b"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: 5242880\r\n\r\n"
+        )
         assert response.startswith(b"HTTP/1.1 503 ")
         assert b"retry-after: " in response
         assert problem_code(response) == b"overloaded"
-        small = service.http.post("/upload", content=iter([b"a small bundle needs no part"]))
-        assert small.status_code == 200
     wait_until(lambda: service.http.post("/upload", content=bytes(5 * MIB)).status_code == 200)
 
 

@@ -54,7 +54,7 @@ DOCUMENTED_VALUES = {
 def exposed_labels() -> dict[str, set[str]]:
     """Return the labels of every sample that a process exposes once it has used every metric."""
     metrics = Metrics()
-    metrics.watch("parts", SimpleNamespace(total=1, in_use=0, waiting=0))
+    metrics.watch("windows", SimpleNamespace(total=1, in_use=0, waiting=0))
     for metric in vars(metrics).values():
         if isinstance(metric, MetricWrapperBase):
             [family] = metric.describe()

@@ -1,9 +1,11 @@
 """Calls to S3: which failures are logged, and how a response body is read."""
 
 import asyncio
+from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 from aiobotocore.response import StreamingBody
 from botocore.exceptions import (
     ClientError,
@@ -12,8 +14,15 @@ from botocore.exceptions import (
     NoCredentialsError,
 )
 
+from service.bundles.memory import MAX_CHUNK, MAX_REPLAY_SIZE
 from service.s3.calls import BodyInterrupted, S3Calls
+from service.s3.client import connect
 from service.telemetry.metrics import Metrics
+from tests.support.proxy import Fault, Proxy, Respond
+from tests.support.services.thread import StartService
+from tests.support.stores import Store
+from tests.support.stores.access import aws_environment
+from tests.support.stores.buckets import new_bucket
 
 
 def client_error(code: str) -> ClientError:
@@ -103,3 +112,37 @@ def test_late_end_of_a_chunk_is_not_the_end_of_the_body() -> None:
                     await calls.read_chunk(body)
 
     asyncio.run(asyncio.wait_for(test(), 10))
+
+
+def test_upload_that_cannot_be_sent_again_fails_with_the_error_of_s3(
+    store: Store, start_service: StartService, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is larger than the replay buffer. The log must not blame the credentials."""
+    with Proxy(store.endpoint_url) as proxy:
+        service = start_service(endpoint_url=proxy.url)
+        proxy.faults.append(Fault("PutObject", Respond(503, "SlowDown")))
+        response = service.http.post("/upload", content=bytes(MAX_REPLAY_SIZE + (1 << 20)))
+        assert response.json()["code"] == "storage_unavailable"
+        assert [request.operation for request in proxy.requests].count("PutObject") == 1
+    assert "S3 refuses PutObject: SlowDown" in caplog.text
+    assert "UnseekableStreamError" not in caplog.text
+
+
+def test_s3_client_reads_little_ahead(store: Store, s3: Any) -> None:
+    """Otherwise slow downloads take more memory than their windows."""
+    bucket = new_bucket(s3)
+    s3.put_object(Bucket=bucket, Key="a", Body=bytes(4 << 20))
+
+    async def count_bytes_read_ahead() -> int:
+        async with connect() as client:
+            response = await client.get_object(Bucket=bucket, Key="a")
+            body: Any = response["Body"]
+            sizes = [-1, 0]
+            while sizes[-1] != sizes[-2]:
+                sizes.append(body.content.total_bytes)
+                await asyncio.sleep(0.2)
+            body.close()
+        return sizes[-1]
+
+    with aws_environment(store):
+        assert uvloop.run(count_bytes_read_ahead()) <= MAX_CHUNK + (32 << 10)

@@ -2,6 +2,7 @@
 
     server        the server process: startup, signals, draining
     listener      the socket that the server listens on
+    open_files    the limit on open files, which also counts connections
     connection    one connection: timeouts for request heads and for slow readers
     transport     when to resume reading, and how much the client has received
     parser        h11's parser with limits

@@ -71,8 +71,7 @@ class BufferedReader(asyncio.BufferedProtocol):
         self.eof_received = connection.eof_received  # type: ignore[method-assign]
 
     def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002
-        receiving = self._connection.conn.states == RECEIVING_BODY
-        return self._buffer if receiving else self._buffer[:SMALL_READ]
+        return self._buffer[: self._connection.read_size]
 
     def buffer_updated(self, nbytes: int) -> None:
         self._connection.data_received(bytes(self._buffer[:nbytes]))
@@ -93,7 +92,17 @@ class Connection(H11Protocol):
         self.read_timeout = read_timeout
         self.conn = RequestParser()
 
+    @property
+    def read_size(self) -> int:
+        """Bytes to read at once: few before the application has a window for a body."""
+        if self.conn.states != RECEIVING_BODY:
+            return SMALL_READ
+        size: int = self.app_state["memory"].chunk_size()
+        return size
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        # Otherwise the next chunk is written while most of the last one is still in memory.
+        transport.set_write_buffer_limits(high=0)
         super().connection_made(MeasuredTransport(transport, self.read_timeout))  # type: ignore[arg-type]
         self.flow = ReadFlowControl(self.transport, self.conn)  # type: ignore[arg-type]
         self._start_head_timer()

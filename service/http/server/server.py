@@ -16,6 +16,7 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
+from service.bundles.memory import MAX_CHUNK
 from service.drain import Drain
 from service.http.server.connection import BufferedReader, Connection
 
@@ -24,9 +25,6 @@ KEEP_ALIVE_TIMEOUT = 75
 
 LAST_REQUESTS = 0.5
 """Seconds after closing the listener in which requests are still accepted."""
-
-READ_SIZE = 256 * 1024
-"""Bytes of a body that are read at a time."""
 
 
 class Server(uvicorn.Server):
@@ -64,7 +62,7 @@ class Server(uvicorn.Server):
                 timeout_graceful_shutdown=drain_timeout,
             )
         )
-        self._buffer = memoryview(bytearray(READ_SIZE))
+        self._buffer = memoryview(bytearray(MAX_CHUNK))
         self._listener = listener
         self._read_timeout = read_timeout
         self._ready = ready

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.bundles.memory import WINDOW_SIZE
 from service.http import slow_clients
 from tests.end_to_end.abuse.latency import measure_latencies, summarize
 from tests.support.clients import load
@@ -81,7 +82,7 @@ Transfer = tuple[float, str, int, float]
 def test_32_slow_uploads_and_32_downloads_without_a_reader_at_full_size(
     store: Store, s3: Any
 ) -> None:
-    """The uploads alone exhaust the memory pool of 256 MiB. After 15 s, it is free again."""
+    """No other client waits for them, from the start until they have timed out."""
     with replica(store, s3) as url:
         request = prepare_download(url, bytes(20 * MIB))
         alone = asyncio.run(good_clients(url, seconds=4))
@@ -100,13 +101,10 @@ def test_32_slow_uploads_and_32_downloads_without_a_reader_at_full_size(
         print(f"from {second:2} s: {slowest(in_second)}")
     assert idle_downloads.counts == {"reset": 32}
     assert slow_uploads.counts == {"408": 32}
-    assert {status for _, _, status, _ in transfers} <= {200, 503}
-    late = [transfer for transfer in transfers if transfer[0] >= 15]
-    assert {status for _, _, status, _ in late} == {200}
-    assert all(start + duration < 15 for start, _, _, duration in transfers if start < 13)
-    for kind in {kind for _, kind, *_ in late}:
+    assert {status for _, _, status, _ in transfers} == {200}
+    for kind in {kind for _, kind, *_ in transfers}:
         usual = max(duration for _, other, _, duration in alone if other == kind)
-        longest = max(duration for _, other, _, duration in late if other == kind)
+        longest = max(duration for _, other, _, duration in transfers if other == kind)
         assert longest < max(5 * usual, 1)
 
 
@@ -157,20 +155,22 @@ def slowest(transfers: list[Transfer]) -> str:
 def test_slow_uploads_and_unread_downloads_time_out_and_free_memory(
     start_service: StartService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two uploads hold all the memory until their timeout."""
+    """Uploads and downloads hold all windows until their timeout."""
     monkeypatch.setattr(slow_clients, "GRACE_PERIOD", 1.0)
     service = start_service(memory_budget=2 * SMALL_PART, part_size=SMALL_PART, read_timeout="1s")
     request = prepare_download(service.url, bytes(SMALL_PART + MIB))
     slow_upload = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: {SMALL_PART}\r\n\r\n"
+    uploads = SMALL_PART // WINDOW_SIZE - 2
     with running_attacks(
         service.url,
         Attack(2, request, payload="", reconnect=False),
-        Attack(2, slow_upload, reconnect=False),
+        Attack(uploads, slow_upload, reconnect=False),
     ) as attackers:
         started = time.monotonic()
+        assert service.metrics()['history_memory_used_bytes{pool="windows"}'] == SMALL_PART
         assert service.http.post("/upload", content=bytes(SMALL_PART)).status_code == 200
         print(f"served after {time.monotonic() - started:.2f} s")
         idle_downloads, slow_uploads = attackers.stop(timeout=10)
     print(f"downloads without a reader: {idle_downloads}; slow uploads: {slow_uploads}")
     assert idle_downloads.counts == {"reset": 2}
-    assert slow_uploads.counts == {"408": 2}
+    assert slow_uploads.counts == {"408": uploads}

@@ -210,9 +210,13 @@ def test_page_of_another_origin_can_upload_download_and_delete(
 ) -> None:
     bundle = "an encrypted bundle"
     proof = sign(KEY, bundle.encode())
+    digest = f"sha-256=:{base64.b64encode(hashlib.sha256(bundle.encode()).digest()).decode()}:"
     with caplog.at_level("INFO", logger="service.http.access_log"):
         uploaded = other_origin.fetch(
-            f"{service.url}/upload", method="POST", body=bundle, headers={**proof, "X-TTL": "60"}
+            f"{service.url}/upload",
+            method="POST",
+            body=bundle,
+            headers={**proof, "X-TTL": "60", "Repr-Digest": digest},
         )
     requests = [record.getMessage().split()[:3] for record in caplog.records]
     assert requests == [["OPTIONS", "/upload", "200"], ["POST", "/upload", "200"]]
@@ -221,8 +225,7 @@ def test_page_of_another_origin_can_upload_download_and_delete(
     url = f"{service.url}{uploaded['headers']['location']}"
     downloaded = other_origin.fetch(url, headers=proof)
     assert (downloaded["status"], downloaded["text"]) == (200, bundle)
-    digest = base64.b64encode(hashlib.sha256(bundle.encode()).digest()).decode()
-    assert downloaded["headers"]["repr-digest"] == f"sha-256=:{digest}:"
+    assert downloaded["headers"]["repr-digest"] == digest
     assert downloaded["headers"]["sunset"] == uploaded["headers"]["sunset"]
     assert {"etag", "last-modified", "accept-ranges", "content-disposition"} <= downloaded[
         "headers"

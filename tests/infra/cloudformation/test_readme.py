@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from tests.infra.cloudformation.templates import TEMPLATES, Template
+from tests.support.polling import wait_until
 from tests.support.repository import ROOT
-from tests.support.services.thread import SMALL_PART, Service
+from tests.support.services.thread import SMALL_PART, Service, StartService
 
 README = (ROOT / "infra" / "README.md").read_text()
 
@@ -34,38 +35,52 @@ def test_every_size_is_documented() -> None:
         assert line in README
 
 
-def test_documented_request_counts_match_the_requests_sent(service: Service) -> None:
+def test_documented_request_counts_match_the_requests_sent(start_service: StartService) -> None:
     """Count requests for a bundle in one part and for one in two; the README's has 13 parts."""
     rows = re.findall(r"^\| (.+) \| (\d+) \| (\d+) \| \$([\d.]+) \|$", README, flags=re.MULTILINE)
     for _, puts, gets, dollars in rows:
         assert float(dollars) == pytest.approx(5 * int(puts) + 0.4 * int(gets))
     documented = {operation: (int(puts), int(gets)) for operation, puts, gets, _ in rows}
+    service = start_service(part_size=SMALL_PART, memory_budget=2 * SMALL_PART)
     key, small, large = "k" * 32, b"a bundle", bytes(SMALL_PART + 1)
     proofs = {
         body: {"X-SIGNING-KEY": key, "X-HMAC": hmac.digest(key.encode(), body, "sha256").hex()}
         for body in (small, large)
     }
 
-    def count_requests(action: Callable[[], Any]) -> tuple[tuple[int, int], Any]:
-        before = _requests_sent(service)
+    def check_requests(operation: str, action: Callable[[], Any], *, parts: int = 13) -> Any:
+        """Check how many requests an action makes, in the foreground and in the background."""
+        puts_before, gets_before = _requests_sent(service)
         result = action()
-        after = _requests_sent(service)
-        return (after[0] - before[0], after[1] - before[1]), result
+        puts, gets = documented[operation]
+        expected = (puts_before + puts - 13 + parts, gets_before + gets)
+        wait_until(lambda: _requests_sent(service)[0] >= expected[0])
+        assert _requests_sent(service) == expected, operation
+        return result
 
-    upload, bundle_id = count_requests(lambda: service.upload(small, proofs[small]["X-HMAC"]))
-    assert upload == documented["upload of up to 8 MiB"]
-    first, _ = count_requests(lambda: service.fetch(bundle_id, proofs[small]))
-    assert first == documented["first download"]
-    later, _ = count_requests(lambda: service.fetch(bundle_id, proofs[small]))
-    assert later == documented["later download"]
+    def upload(bundle: bytes, *, chunked: bool = False) -> str:
+        headers = {"X-HMAC": proofs[bundle]["X-HMAC"]}
+        content = iter([bundle]) if chunked else bundle
+        return service.http.post("/upload", content=content, headers=headers).text
+
+    known, unknown = "upload with `Content-Length`", "upload of unknown length, or form"
+    check_requests(f"{unknown}, of up to 8 MiB", lambda: upload(small, chunked=True))
+    check_requests(
+        f"{unknown}, of 100 MiB, in 13 parts", lambda: upload(large, chunked=True), parts=2
+    )
+    bundle_id = check_requests(f"{known}, of up to 5 GiB", lambda: upload(large))
+    check_requests(
+        "first download of a bundle that does not fit in the free memory",
+        lambda: service.fetch(bundle_id, proofs[large]),
+    )
+    bundle_id = check_requests(f"{known}, of up to 5 GiB", lambda: upload(small))
+    check_requests("first download", lambda: service.fetch(bundle_id, proofs[small]))
+    check_requests("later download", lambda: service.fetch(bundle_id, proofs[small]))
+    part = {**proofs[small], "Range": "bytes=0-1"}
+    ranged = "later download of a range, or with `If-Match`"
+    check_requests(ranged, lambda: service.fetch(bundle_id, part))
     path = f"/files/{bundle_id}"
-    delete, _ = count_requests(lambda: service.http.delete(path, headers=proofs[small]))
-    assert delete == documented["`DELETE`"]
-    upload, bundle_id = count_requests(lambda: service.upload(large, proofs[large]["X-HMAC"]))
-    puts, gets = documented["upload of 100 MiB, in 13 parts"]
-    assert upload == (puts - 13 + 2, gets)
-    first, _ = count_requests(lambda: service.fetch(bundle_id, proofs[large]))
-    assert first == documented["first download of more than 8 MiB"]
+    check_requests("`DELETE`", lambda: service.http.delete(path, headers=proofs[small]))
 
 
 def _requests_sent(service: Service) -> tuple[int, int]:

@@ -280,8 +280,8 @@ MUTATIONS = [
     ),
     Mutation(
         "infra/prometheus/adapter.yaml",
-        "/ sum by (<<.GroupBy>>) (history_memory_budget_bytes{",
-        "/ sum by (<<.GroupBy>>) (history_memory_limit_bytes{",
+        "/ history_memory_budget_bytes{",
+        "/ history_memory_size_bytes{",
         "test_dashboards::test_adapter_queries_exposed_metrics",
     ),
     Mutation(

@@ -8,7 +8,6 @@ import stat
 from contextlib import suppress
 from http.client import HTTPResponse
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -20,6 +19,7 @@ from tests.support.clients import path_spellings
 from tests.support.clients.sockets import raw_request, read_response
 from tests.support.polling import wait_until
 from tests.support.proxy import Fault, Stall
+from tests.support.stores.buckets import object_keys
 
 HEADERS = b"Host: x\r\nConnection: close\r\n\r\n"
 
@@ -184,13 +184,14 @@ def test_long_headers_and_urls_are_refused(gateway: Gateway) -> None:
     assert_problem(gateway.http.get("/healthz", headers=many), 431, "headers_too_large")
 
 
+def store_operations(gateway: Gateway) -> list[str]:
+    return [request.operation for request in gateway.store.requests]
+
+
 def test_upload_is_streamed_to_s3(gateway: Gateway) -> None:
     gateway.store.requests.clear()
     with gateway.begin_upload() as connection:
-        wait_until(
-            lambda: any(request.operation == "UploadPart" for request in gateway.store.requests),
-            timeout=10,
-        )
+        wait_until(lambda: "PutObject" in store_operations(gateway), timeout=10)
         connection.sendall(BUNDLE[len(BUNDLE) // 2 :])
         response = read_response(connection)
     assert response.startswith(b"HTTP/1.1 200 ")
@@ -264,9 +265,9 @@ def test_request_without_host_header_is_served(gateway: Gateway) -> None:
 
 
 def test_interrupted_upload_is_cleaned_up(gateway: Gateway) -> None:
-    def pending() -> list[Any]:
-        return list(gateway.s3.list_multipart_uploads(Bucket=gateway.bucket).get("Uploads", []))
-
+    before = object_keys(gateway.s3, gateway.bucket)
+    gateway.store.requests.clear()
     with gateway.begin_upload():
-        wait_until(lambda: len(pending()) == 1, timeout=10)
-    wait_until(lambda: not pending(), timeout=10)
+        wait_until(lambda: "PutObject" in store_operations(gateway), timeout=10)
+    wait_until(lambda: "DeleteObject" in store_operations(gateway), timeout=10)
+    wait_until(lambda: object_keys(gateway.s3, gateway.bucket) == before)

@@ -1,4 +1,8 @@
-"""A service that uses its store through the fault proxy."""
+"""A service that uses its store through the fault proxy.
+
+Its memory is the smallest that is allowed, so a bundle larger than a part is read twice to verify
+a proof.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,7 +22,9 @@ PART = SMALL_PART
 def service_and_proxy(store: Store, s3: Any) -> Iterator[tuple[Service, Proxy]]:
     with pytest.MonkeyPatch.context() as patch, Proxy(store.endpoint_url) as proxy:
         patch.setattr(retries, "MAX_BACKOFF", 0.1)
-        with running_service(store, s3, endpoint_url=proxy.url, part_size=PART) as service:
+        with running_service(
+            store, s3, endpoint_url=proxy.url, part_size=PART, memory_budget=2 * PART
+        ) as service:
             yield service, proxy
 
 

@@ -1,5 +1,7 @@
 """Faults of S3 and bundles for these tests, and the check of an upload that fails."""
 
+import httpx
+
 from tests.support.clients.signing import random_bytes
 from tests.support.polling import wait_until
 from tests.support.proxy import Fault, Proxy, Respond
@@ -25,10 +27,17 @@ def is_bucket_empty(service: Service) -> bool:
     return not service.objects() and not service.multipart_uploads()
 
 
+def upload(service: Service, bundle: bytes, *, hmac: str | None = None) -> httpx.Response:
+    """Upload a large bundle in chunks, as a multipart upload, and a small one with its length."""
+    headers = {} if hmac is None else {"X-HMAC": hmac}
+    content = iter([bundle]) if bundle is LARGE else bundle
+    return service.http.post("/upload", content=content, headers=headers)
+
+
 def check_failed_upload(proxied: Service, proxy: Proxy, fault: Fault, bundle: bytes) -> None:
     """Upload through a fault: the response has to be 503, and S3 must keep nothing."""
     proxy.faults.append(fault)
-    response = proxied.http.post("/upload", content=bundle)
+    response = upload(proxied, bundle)
     assert (response.status_code, response.json()["code"]) == (503, "storage_unavailable")
     assert "Retry-After" in response.headers
     wait_until(lambda: is_bucket_empty(proxied), timeout=10)

@@ -16,6 +16,7 @@ from tests.s3.faults.failures import (
     check_failed_upload,
     is_bucket_empty,
     operations,
+    upload,
 )
 from tests.support.clients.signing import sign
 from tests.support.polling import wait_until
@@ -53,17 +54,18 @@ def test_clients_do_not_notice_a_temporary_fault(
     """If only the response is lost, S3 has already carried out the call that is retried."""
     bundle = WRITES[operation]
     proxy.faults.append(Fault(operation, action, times=1))
-    bundle_id = proxied.upload(bundle, sign(KEY, bundle)["X-HMAC"])
-    assert proxied.fetch(bundle_id, sign(KEY, bundle)).content == bundle
+    response = upload(proxied, bundle, hmac=sign(KEY, bundle)["X-HMAC"])
+    assert proxied.fetch(response.text, sign(KEY, bundle)).content == bundle
+    assert proxy.faults[0].injected == 1
 
 
 def test_complete_whose_first_response_is_lost_succeeds(proxied: Service, proxy: Proxy) -> None:
     """S3 answers the retry with NoSuchUpload. HeadObject shows that the object exists."""
     proxy.faults.append(Fault("CompleteMultipartUpload", DropResponse()))
     proxy.faults.append(Fault("CompleteMultipartUpload", NO_SUCH_UPLOAD))
-    bundle_id = proxied.upload(LARGE)
+    response = upload(proxied, LARGE)
     assert "HeadObject" in operations(proxy)
-    assert proxied.fetch(bundle_id, sign(KEY, LARGE)).content == LARGE
+    assert proxied.fetch(response.text, sign(KEY, LARGE)).content == LARGE
 
 
 def test_no_such_upload_without_an_object_is_a_503(proxied: Service, proxy: Proxy) -> None:
@@ -132,7 +134,7 @@ def test_failed_cleanup_is_retried_until_it_succeeds(
     proxy.faults += [list_fault, Fault("DeleteObject", DENIED, times=None)]
     proxy.faults.append(Fault("PutObjectTagging", DENIED, times=2))
     for _ in range(2):
-        assert service.http.post("/upload", content=LARGE).status_code == 503
+        assert upload(service, LARGE).status_code == 503
     wait_until(lambda: list_fault.injected >= 5)
     assert len(service.objects()) == 2
     proxy.faults.clear()
@@ -145,10 +147,10 @@ def test_upload_that_an_outage_interrupts_is_removed_afterwards(
 ) -> None:
     proxy.faults.append(Fault("UploadPart", Delay(60), after=1))
     with ThreadPoolExecutor() as client:
-        upload = client.submit(proxied.http.post, "/upload", content=LARGE)
+        response = client.submit(upload, proxied, LARGE)
         wait_until(lambda: operations(proxy).count("UploadPart") == 2)
         proxy.disable()
-        assert upload.result().status_code == 503
+        assert response.result().status_code == 503
     assert proxied.multipart_uploads()
     proxy.enable()
     wait_until(lambda: is_bucket_empty(proxied))

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
@@ -46,12 +47,25 @@ class Response:
         return cls(int(head.split()[1]), head, bytes(body))
 
 
-async def upload(url: str, bundle: bytes, *, duration: float = 0) -> Response:
-    """Upload in chunks. Stop when a response arrives, as well-behaved clients do."""
+async def upload(
+    url: str,
+    bundle: bytes,
+    *,
+    duration: float = 0,
+    chunked: bool = True,
+    chunk_size: int = CHUNK_SIZE,
+) -> Response:
+    """Upload in chunks, or with a length. Stop when a response arrives, as good clients do."""
     async with asyncio.timeout(TIMEOUT):
-        reader, writer = await _connect(url)
+        reader, writer = await _connect(url, slow=duration > 0)
         response = asyncio.create_task(Response.read(reader))
-        sending = asyncio.create_task(_send(writer, bundle, _Throttle(len(bundle), duration)))
+        throttle = _Throttle(len(bundle), duration)
+        body = _chunks(bundle, chunk_size, throttle, chunked=chunked)
+        sending = asyncio.create_task(
+            _send(writer, b"Transfer-Encoding: chunked", body)
+            if chunked
+            else _send(writer, b"Content-Length: %d" % len(bundle), body)
+        )
         try:
             await asyncio.wait((response, sending), return_when=asyncio.FIRST_COMPLETED)
             return await response
@@ -61,26 +75,36 @@ async def upload(url: str, bundle: bytes, *, duration: float = 0) -> Response:
             writer.close()
 
 
-async def _send(writer: asyncio.StreamWriter, bundle: bytes, throttle: "_Throttle") -> None:
+async def _send(writer: asyncio.StreamWriter, framing: bytes, body: AsyncIterator[bytes]) -> None:
     with suppress(ConnectionError):
-        writer.write(b"POST /upload HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
-        for start in range(0, len(bundle), CHUNK_SIZE):
-            chunk = bundle[start : start + CHUNK_SIZE]
-            writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        writer.write(b"POST /upload HTTP/1.1\r\nHost: x\r\n%b\r\n\r\n" % framing)
+        async for piece in body:
+            writer.write(piece)
             await writer.drain()
-            await throttle.wait(start + len(chunk))
-        writer.write(b"0\r\n\r\n")
-        await writer.drain()
 
 
-async def download(url: str, bundle_id: str, bundle: bytes, *, duration: float = 0) -> Response:
-    """Download with the proof of `bundle`.
+async def _chunks(
+    bundle: bytes, size: int, throttle: "_Throttle", *, chunked: bool
+) -> AsyncIterator[bytes]:
+    for start in range(0, len(bundle), size):
+        chunk = bundle[start : start + size]
+        yield b"%x\r\n%b\r\n" % (len(chunk), chunk) if chunked else chunk
+        await throttle.wait(start + len(chunk))
+    if chunked:
+        yield b"0\r\n\r\n"
 
-    The receive buffer is small, so that the kernel reads little ahead of the client.
+
+async def download(
+    url: str, bundle_id: str, bundle: bytes | None = None, *, duration: float = 0
+) -> Response:
+    """Download with the proof of `bundle`, or without one.
+
+    If it is slow, the receive buffer is small, so that the kernel reads little ahead of it.
     """
-    proof = "".join(f"{name}: {value}\r\n" for name, value in sign(KEY, bundle).items())
+    headers = {} if bundle is None else sign(KEY, bundle)
+    proof = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     async with asyncio.timeout(TIMEOUT):
-        reader, writer = await _connect(url)
+        reader, writer = await _connect(url, slow=duration > 0)
         try:
             writer.write(f"GET /files/{bundle_id} HTTP/1.1\r\nHost: x\r\n{proof}\r\n".encode())
             return await Response.read(reader, duration=duration)
@@ -88,11 +112,12 @@ async def download(url: str, bundle_id: str, bundle: bytes, *, duration: float =
             writer.close()
 
 
-async def _connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def _connect(url: str, *, slow: bool) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     address = urlsplit(url)
     connection = socket.socket()
     connection.settimeout(0)
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, CHUNK_SIZE)
+    if slow:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, CHUNK_SIZE)
     await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", address.port))
     return await asyncio.open_connection(sock=connection)
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import random
 import socket
 import struct
 import subprocess
@@ -14,6 +15,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
+
+import uvloop
 
 from tests.support.clients.sockets import peer_has_closed
 
@@ -30,7 +33,8 @@ class Attack:
 
     With an empty payload, they neither send nor read after the prefix. With `reconnect`, a client
     whose connection ends opens another one at once. With `flood`, clients send the prefix again and
-    again without a pause, and read every response.
+    again without a pause, and read every response. With a `read_rate`, they send only the prefix,
+    and read that many bytes per second of the response.
     """
 
     count: int
@@ -39,6 +43,7 @@ class Attack:
     interval: float = 0.5
     reconnect: bool = True
     flood: bool = False
+    read_rate: int = 0
 
 
 @dataclass
@@ -46,7 +51,7 @@ class Report:
     """How an attack's connections ended: with a status or "reset", and after how many seconds."""
 
     outcomes: list[tuple[str, float]] = field(default_factory=list)
-    sent: int = 0  # payloads, or bytes with `flood`
+    sent: int = 0  # payloads, bytes with `flood`, or bytes that were read with a `read_rate`
 
     def __str__(self) -> str:
         times = [seconds for outcome, seconds in self.outcomes if outcome != STILL_OPEN]
@@ -138,6 +143,8 @@ class _Attacks:
         loop = asyncio.get_running_loop()
         with socket.socket() as connection:
             connection.settimeout(0)
+            if attack.read_rate:  # The kernel must not read ahead of the client.
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
             # Closing resets the connection. Otherwise the server would need seconds for the
             # megabytes that a flood leaves in the kernel's buffers.
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -149,6 +156,8 @@ class _Attacks:
                     self._started.set()
             if attack.flood:
                 return await _flood(connection, attack, report)
+            if attack.read_rate:
+                return await _read_slowly(connection, attack, report)
             if not attack.payload:
                 return await _idle(connection)
             return await _trickle(connection, attack, report)
@@ -176,13 +185,27 @@ async def _idle(connection: socket.socket) -> str:
 async def _trickle(connection: socket.socket, attack: Attack, report: Report) -> str:
     loop = asyncio.get_running_loop()
     response = asyncio.ensure_future(loop.sock_recv(connection, 4096))
+    payload = attack.payload.encode()
+    wait = random.uniform(0, attack.interval)  # Otherwise all clients would send at once.
     try:
-        while not (await asyncio.wait((response,), timeout=attack.interval))[0]:
-            await loop.sock_sendall(connection, attack.payload.encode())
+        while not (await asyncio.wait((response,), timeout=wait))[0]:
+            await loop.sock_sendall(connection, payload)
             report.sent += 1
+            wait = attack.interval
         return (await response)[9:12].decode() or "closed"
     finally:
         response.cancel()
+
+
+async def _read_slowly(connection: socket.socket, attack: Attack, report: Report) -> str:
+    loop = asyncio.get_running_loop()
+    size = int(attack.read_rate * attack.interval)
+    while data := await loop.sock_recv(connection, size):
+        report.sent += len(data)
+        if data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 200 "):
+            return data[9:12].decode()
+        await asyncio.sleep(attack.interval * len(data) / size)
+    return "closed"
 
 
 async def _flood(connection: socket.socket, attack: Attack, report: Report) -> str:
@@ -208,7 +231,7 @@ def main(url: str, specification: str) -> None:
     address = urlsplit(url)
     attacks: list[dict[str, Any]] = json.loads(specification)
     running = _Attacks(("127.0.0.1", address.port or 80), [Attack(**attack) for attack in attacks])
-    asyncio.run(running.run())
+    uvloop.run(running.run())
     print(json.dumps([asdict(report) for report in running.reports]))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from random import Random, SystemRandom
 from typing import TypeVar
 
-from service.bundles.memory import SLOT_SIZE
+from service.bundles.memory import MAX_REPLAY_SIZE, WINDOW_SIZE
 from service.s3.retries import MAX_ATTEMPTS
 from tests.support.clients.transfers import (
     Behaviour,
@@ -53,7 +53,7 @@ OPERATIONS = (
 
 NOT_FOUND = Respond(404, "NoSuchBucket"), Respond(404, "NoSuchUpload")
 REPEATS = 1, 1, 2, MAX_ATTEMPTS, 2 * MAX_ATTEMPTS
-BUFFER_SIZES = [SLOT_SIZE, SLOT_SIZE, SMALL_PART, 2 * SMALL_PART]
+BUFFER_SIZES = [WINDOW_SIZE, SMALL_PART, MAX_REPLAY_SIZE, 2 * SMALL_PART]
 
 KINDS: Mapping[Kind, int] = {
     "good": 60,
@@ -92,7 +92,7 @@ def size(rng: Random) -> int:
         case "small":
             return rng.randint(1, 5_000)
         case "medium":
-            return rng.randint(SLOT_SIZE, 4 * SLOT_SIZE)
+            return rng.randint(WINDOW_SIZE, 8 * WINDOW_SIZE)
         case "edge":
             return rng.choice(BUFFER_SIZES) + rng.randint(-1, 1)
     return rng.randint(SMALL_PART, 3 * SMALL_PART)

@@ -1,5 +1,6 @@
 """Random bundles, and the proof headers made with a signing key."""
 
+import base64
 import hashlib
 import hmac
 from functools import lru_cache
@@ -15,6 +16,11 @@ def sign(key: str, bundle: bytes) -> dict[str, str]:
     LEAK_DETECTOR.add_key(key)
     digest = hmac.new(key.encode(), bundle, "sha256").hexdigest()
     return {"X-HMAC": digest, "X-SIGNING-KEY": key}
+
+
+def digest(bundle: bytes) -> str:
+    """Return the value of `Content-Digest` or `Repr-Digest` for a bundle."""
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(bundle).digest()).decode()}:"
 
 
 @lru_cache(maxsize=16)

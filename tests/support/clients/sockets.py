@@ -78,6 +78,14 @@ def begin_upload(
     return connection
 
 
+def begin_chunked_upload(url: str, first_bytes: bytes, headers: bytes = b"") -> socket.socket:
+    """Send the head of an upload without a length, and its first chunk, but not its end."""
+    connection = connect_to(url)
+    head = b"POST /upload HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n" + headers
+    connection.sendall(head + b"\r\n%x\r\n%b\r\n" % (len(first_bytes), first_bytes))
+    return connection
+
+
 def connected_ports(url: str) -> set[int]:
     """Return the ports of the clients that are connected to this server on this machine."""
     server_port = int(url.rsplit(":", 1)[1])

@@ -4,6 +4,7 @@ import asyncio
 import math
 import socket
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 
 import h11
@@ -11,6 +12,7 @@ import h11
 from tests.support.proxy.faults import (
     Action,
     DropResponse,
+    DropSilentRequest,
     PauseRequest,
     Reset,
     Stall,
@@ -100,6 +102,16 @@ async def read_after_pause(client: Peer, action: PauseRequest) -> None:
         action.ended.set()
 
 
+async def read_until_cut(client: Peer, exchange: Exchange) -> bytes:
+    """Return what arrives of the request's body until the client disconnects."""
+    body = bytearray()
+    with suppress(OSError, EOFError, h11.ProtocolError):
+        while isinstance(event := await client.receive(), h11.Data):
+            exchange.received += len(event.data)
+            body += event.data
+    return bytes(body)
+
+
 async def respond(client: Peer, exchange: Exchange, status: int, code: str) -> None:
     body = f"<Error><Code>{code}</Code><Message>Injected.</Message></Error>".encode()
     headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
@@ -111,12 +123,14 @@ async def respond(client: Peer, exchange: Exchange, status: int, code: str) -> N
 
 
 async def forward_request(
-    client: Peer, store: Peer, exchange: Exchange, read: asyncio.Event
+    client: Peer, store: Peer, exchange: Exchange, read: asyncio.Event, action: Action | None
 ) -> None:
     """Forward the request's body. Then wait until the client disconnects."""
     store_closed = False
+    max_silence = action.seconds if isinstance(action, DropSilentRequest) else None
     while not read.is_set():
-        event = await client.receive()
+        async with asyncio.timeout(max_silence):
+            event = await client.receive()
         if isinstance(event, h11.Data):
             exchange.received += len(event.data)
         if not store_closed:

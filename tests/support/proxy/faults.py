@@ -1,15 +1,21 @@
 """What the proxy can do to a request or its response, and when."""
 
+import math
 from dataclasses import dataclass, field
 from threading import Event
 
 
 @dataclass(frozen=True)
 class Respond:
-    """Reads the request, then responds with an S3 error. The store does not get the request."""
+    """Reads the request, then responds with an S3 error. The store does not get the request.
+
+    The response is sent after `after_bytes` of the request's body, by default at its end. If it is
+    sent before the end, the rest of the body is read and dropped.
+    """
 
     status: int = 503
     code: str = "SlowDown"
+    after_bytes: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,24 @@ class ResetRequest:
     """
 
     after_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class DropSilentRequest:
+    """Resets the connection if the client sends nothing of its request for `seconds`."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class KeepCutBody:
+    """Stores what has arrived of the request's body when the client disconnects.
+
+    The client has to disconnect. Then `kept` is set. For stores that do not check the request's
+    signature.
+    """
+
+    kept: Event = field(default_factory=Event)
 
 
 @dataclass(frozen=True)
@@ -93,6 +117,8 @@ class PauseRequest:
 Action = (
     Respond
     | ResetRequest
+    | DropSilentRequest
+    | KeepCutBody
     | Reset
     | Truncate
     | Stall

@@ -17,6 +17,7 @@ from tests.support.proxy.exchange import (
     forward_request,
     forward_response,
     read_after_pause,
+    read_until_cut,
     respond,
 )
 from tests.support.proxy.faults import (
@@ -25,6 +26,7 @@ from tests.support.proxy.faults import (
     Delay,
     Fault,
     IgnoreRange,
+    KeepCutBody,
     PauseRequest,
     ResetRequest,
     Respond,
@@ -126,9 +128,11 @@ class Proxy:
         self.requests.append(exchange)
         action = self._next_action(exchange.operation)
         match action:
-            case Respond(status, code):
-                await drop_request(client, exchange)
+            case Respond(status, code, after_bytes):
+                await drop_request(client, exchange, after_bytes)
                 await respond(client, exchange, status, code)
+                if client.h11.their_state is h11.SEND_BODY:
+                    await drop_request(client, exchange)
             case ResetRequest(after):
                 await drop_request(client, exchange, after)
                 raise ConnectionResetError("injected")
@@ -138,13 +142,12 @@ class Proxy:
                         await client.wait_for_disconnect()
                 await self._relay(request, client, exchange, None)
             case IgnoreRange():
-                other_headers = [header for header in request.headers if header[0] != b"range"]
-                request = h11.Request(method=method, target=target, headers=other_headers)
-                await self._relay(request, client, exchange, None)
+                await self._relay(_with_header(request, "Range", None), client, exchange, None)
             case AddRange(value):
-                more_headers = [*request.headers.raw_items(), (b"Range", value.encode())]
-                request = h11.Request(method=method, target=target, headers=more_headers)
-                await self._relay(request, client, exchange, None)
+                await self._relay(_with_header(request, "Range", value), client, exchange, None)
+            case KeepCutBody(kept):
+                await self._keep_cut_body(request, client, exchange)
+                kept.set()
             case PauseRequest():
                 await read_after_pause(client, action)
                 raise ConnectionResetError("injected")
@@ -170,7 +173,7 @@ class Proxy:
             await store.send(head)
             async with asyncio.TaskGroup() as group:
                 read = asyncio.Event()
-                upload = group.create_task(forward_request(client, store, exchange, read))
+                upload = group.create_task(forward_request(client, store, exchange, read, action))
                 try:
                     await forward_response(store, client, exchange, action)
                 except BaseException:
@@ -182,6 +185,28 @@ class Proxy:
             store.close()
         finally:
             store.reset()
+
+    async def _keep_cut_body(self, request: h11.Request, client: Peer, exchange: Exchange) -> None:
+        """Send what arrives of a request until its client disconnects, which it has to do."""
+        body = await read_until_cut(client, exchange)
+        store = Peer(h11.CLIENT, *await asyncio.open_connection(*self._upstream))
+        try:
+            await store.send(_with_header(request, "Content-Length", str(len(body))))
+            await store.send(h11.Data(body))
+            await store.send(h11.EndOfMessage())
+            while not isinstance(await store.receive(), h11.EndOfMessage):
+                pass
+            store.close()
+        finally:
+            store.reset()
+
+
+def _with_header(request: h11.Request, name: str, value: str | None) -> h11.Request:
+    """Return a request with another value of a header, or without the header."""
+    headers = [header for header in request.headers if header[0] != name.lower().encode()]
+    if value is not None:
+        headers.append((name.encode(), value.encode()))
+    return h11.Request(method=request.method, target=request.target, headers=headers)
 
 
 def _bound(port: int, receive_buffer: int | None) -> socket.socket:

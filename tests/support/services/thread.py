@@ -45,9 +45,11 @@ class Service:
             base_url=self.url, timeout=280, trust_env=False, verify=False, limits=limits
         )
 
-    def upload(self, content: bytes, hmac: str | None = None) -> str:
+    def upload(self, content: bytes, hmac: str | None = None, *, chunked: bool = False) -> str:
+        """Upload a bundle, with its length unless `chunked`. Return its id."""
         headers = {} if hmac is None else {"X-HMAC": hmac}
-        response = self.http.post("/upload", content=content, headers=headers)
+        body = iter([content]) if chunked else content
+        response = self.http.post("/upload", content=body, headers=headers)
         assert response.status_code == 200, response.text
         return response.text
 

@@ -1,4 +1,4 @@
-"""moto, LocalStack and MiniStack as processes."""
+"""moto, LocalStack, MiniStack and a server that discards everything, as processes."""
 
 import os
 import socket
@@ -22,6 +22,19 @@ def moto() -> Iterator[Store]:
         listener.close()
         daemons.wait_until(lambda: responds_ok(port, "/"))
         yield Store("moto", f"http://127.0.0.1:{port}")
+
+
+@contextmanager
+def sink(object_size: int) -> Iterator[Store]:
+    """Start a server that discards what it gets, and has a bundle of zeros under every key."""
+    with Daemons() as daemons, socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
+        port = listener.getsockname()[1]
+        launch = Path(__file__).parent / "sink_launch.py"
+        descriptor = listener.fileno()
+        daemons.start(sys.executable, launch, descriptor, object_size, pass_fds=(descriptor,))
+        listener.close()
+        daemons.wait_until(lambda: responds_ok(port, "/"))
+        yield Store("sink", f"http://127.0.0.1:{port}")
 
 
 @contextmanager

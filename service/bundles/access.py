@@ -1,0 +1,149 @@
+"""Access to stored bundles: looks them up, and decides who may download or delete them.
+
+A proof is checked against the record alone if that is possible. Otherwise the whole bundle is read.
+`service` calls this before the first byte of a bundle is sent, and before a bundle is deleted.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack, aclosing
+from typing import Protocol
+from uuid import UUID
+
+from service.bundles.download import Content
+from service.bundles.memory import Memory
+from service.bundles.proof import HmacVerifier, Proof, compute_receipt, equal_digests
+from service.bundles.ranges import ObjectStat
+from service.bundles.record import BundleRecord
+from service.bundles.upload import UploadStorage
+from service.errors import InvalidHmac, MissingHeader, NotFound
+from service.telemetry import timing
+from service.telemetry.metrics import Metrics
+
+
+class StoredObject(Content, Protocol):
+    """An object opened for reading. Iterating raises `StorageUnavailable` if S3 fails."""
+
+    @property
+    def stat(self) -> ObjectStat: ...
+
+
+class Storage(UploadStorage, Protocol):
+    """The part of S3 that bundles need. Every call may raise `StorageUnavailable`."""
+
+    async def get_tags(self, bundle_id: UUID) -> Mapping[str, str]:
+        """Return the object's tags. Raises `NotFound` if there is no object."""
+
+    async def head(self, bundle_id: UUID) -> ObjectStat:
+        """Return the object's metadata. Raises `NotFound` if there is no object."""
+
+    async def open(
+        self, bundle_id: UUID, *, etag: str | None = None, part: range | None = None
+    ) -> StoredObject:
+        """Open an object, or the bytes `part` of it; its `stat` always describes the whole object.
+
+        Raises `NotFound` if there is no object, or none with this ETag.
+        """
+
+
+class BundleAccess:
+    """Reads bundles and their records, on one `Storage`; `clock` returns Unix seconds."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        memory: Memory,
+        metrics: Metrics,
+        *,
+        require_hmac: bool,
+        clock: Callable[[], float],
+    ) -> None:
+        self._storage = storage
+        self._memory = memory
+        self._metrics = metrics
+        self._require_hmac = require_hmac
+        self._clock = clock
+
+    async def look_up(
+        self, bundle_id: UUID, resources: AsyncExitStack, *, whole: bool
+    ) -> tuple[BundleRecord, ObjectStat, StoredObject | None]:
+        """Read a bundle's record, and at the same time open the object if the `whole` is needed.
+
+        Raises `NotFound` if there is no bundle, if it has expired, or if it is not complete.
+        """
+        opening: asyncio.Task[StoredObject | ObjectStat] = asyncio.create_task(
+            self.open(bundle_id, resources) if whole else self._storage.head(bundle_id),
+            context=timing.detached(),
+        )
+        try:
+            record = BundleRecord.from_tags(await self._storage.get_tags(bundle_id))
+            if record is None or record.is_expired(self._clock()):
+                raise NotFound
+            with timing.measure("s3"):
+                opened = await opening
+        finally:
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+        stored = None if isinstance(opened, ObjectStat) else opened
+        stat = opened if isinstance(opened, ObjectStat) else opened.stat
+        if record.size not in {None, stat.size}:
+            raise NotFound
+        return record, stat, stored
+
+    async def open(
+        self,
+        bundle_id: UUID,
+        resources: AsyncExitStack,
+        *,
+        etag: str | None = None,
+        part: range | None = None,
+    ) -> StoredObject:
+        """Open an object, and have `resources` close it."""
+        stored = await self._storage.open(bundle_id, etag=etag, part=part)
+        resources.push_async_callback(stored.aclose)
+        return stored
+
+    def check_open(self, record: BundleRecord) -> None:
+        """Raise `MissingHeader` if the bundle needs a proof."""
+        if self._require_hmac or record.hmac is not None:
+            raise MissingHeader("X-HMAC")
+
+    def check_proof(self, bundle_id: UUID, record: BundleRecord, proof: Proof) -> bool:
+        """Return whether the record alone proves that the bundle may be downloaded.
+
+        Raises `InvalidHmac` if it proves the opposite. Otherwise the bundle has to be read.
+        """
+        if record.hmac is not None and not equal_digests(record.hmac, proof.hmac):
+            self._count_verification("tag", valid=False)
+        if record.receipt is None:
+            return False
+        valid = equal_digests(record.receipt, compute_receipt(proof, bundle_id))
+        self._count_verification("receipt", valid=valid)
+        return True
+
+    async def verify_by_reading(
+        self, stored: StoredObject, proof: Proof, resources: AsyncExitStack, *, keep: bool
+    ) -> list[bytes] | None:
+        """Read a whole bundle and check its HMAC.
+
+        Returns the bundle if that is wanted (`keep`) and its size is free in memory now.
+        """
+        chunks: list[bytes] | None = None
+        if keep and (reservation := self._memory.reserve(stored.stat.size)):
+            resources.enter_context(reservation)
+            chunks = []
+        verifier = HmacVerifier(proof.key)
+        async with aclosing(stored):
+            async for chunk in stored:
+                verifier.update(chunk)
+                if chunks is not None:
+                    chunks.append(bytes(chunk))
+        way = "one_read" if not keep else "two_reads" if chunks is None else "memory"
+        self._count_verification(way, valid=verifier.matches(proof.hmac))
+        return chunks
+
+    def _count_verification(self, way: str, *, valid: bool) -> None:
+        """Count a verification. Raises `InvalidHmac` if the proof is not valid."""
+        self._metrics.verifications.labels(way, "held" if valid else "refused").inc()
+        if not valid:
+            raise InvalidHmac

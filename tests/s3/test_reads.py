@@ -1,0 +1,91 @@
+"""How much of a response the client reads ahead, with and without TLS."""
+
+import asyncio
+import ssl
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from service.s3.client import connect
+
+SIZE = 8 << 20
+READ_SIZES = (16 << 10, 256 << 10)
+MAX_BUFFERED = 16 << 10
+"""Bytes of a response after which nothing more is read."""
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a certificate for localhost and its key."""
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 "
+    command += "-subj /CN=localhost -addext subjectAltName=DNS:localhost "
+    command += f"-keyout {path}.key -out {path}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    path.write_text(path.read_text() + Path(f"{path}.key").read_text())
+    return path
+
+
+async def serve_object(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b'HTTP/1.1 200 OK\r\nETag: "1"\r\nContent-Length: %d\r\n\r\n' % SIZE)
+        writer.write(bytes(SIZE))
+        await writer.drain()
+    except ConnectionError:
+        pass
+    finally:
+        writer.close()
+
+
+async def read_object(read_size: int) -> tuple[list[int], int]:
+    """Read an object slowly at first. Return the bytes read ahead each time, and its size."""
+    async with connect("us-east-1", read_size=lambda: read_size) as client:
+        response = await client.get_object(Bucket="bucket", Key="key")
+        content: Any = response["Body"].content
+        received, read_ahead = 0, list[int]()
+        for _ in range(10):
+            await asyncio.sleep(0.05)
+            read_ahead.append(content.total_bytes - received)
+            received += len(await content.readany())
+        while chunk := await content.readany():
+            received += len(chunk)
+        response["Body"].close()
+    return read_ahead, received
+
+
+@pytest.mark.parametrize("read_size", READ_SIZES)
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "TLS"])
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_little_of_a_body_is_read_ahead(
+    certificate: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run: Callable[[Any], tuple[list[int], int]],
+    read_size: int,
+    *,
+    tls: bool,
+) -> None:
+    """The test fails if aiohttp changes what `service.s3.reads` relies on."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate)
+    monkeypatch.setattr("aiobotocore.httpsession.get_cert_path", lambda _: str(certificate))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+
+    async def test() -> tuple[list[int], int]:
+        start = partial(asyncio.start_server, serve_object, "localhost", 0)
+        async with await start(ssl=context if tls else None) as server:
+            port = server.sockets[0].getsockname()[1]
+            scheme = "https" if tls else "http"
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"{scheme}://localhost:{port}")
+            return await asyncio.wait_for(read_object(read_size), 20)
+
+    read_ahead, received = run(test())
+    print([size // 1024 for size in read_ahead])
+    assert received == SIZE
+    assert 0 < max(read_ahead) <= MAX_BUFFERED + read_size

@@ -1,0 +1,86 @@
+"""An S3 server that discards what it gets: `python sink_launch.py FILE_DESCRIPTOR OBJECT_SIZE`.
+
+It accepts uploads, also multipart uploads. Under every key it has a bundle of zeros that needs no
+proof. Its size is the number at the end of the key, in hex, but at most OBJECT_SIZE. The server
+uses so little CPU time and memory that a test can measure the service alone. servers.py starts
+this file in a separate process.
+"""
+
+import asyncio
+import re
+import socket
+import sys
+
+import uvloop
+
+READ_SIZE = 256 * 1024
+SEGMENT_SIZE = 1400
+"""Bytes of a TCP segment, as on the internet.
+
+On loopback, segments have 64 KiB. That is as much as a receiver takes which reads little at a time,
+so it would often stall for 0.2 s.
+"""
+
+CREATED = b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
+COMPLETED = b"<CompleteMultipartUploadResult><ETag>1</ETag></CompleteMultipartUploadResult>"
+NOTHING_LISTED = b"<ListMultipartUploadsResult></ListMultipartUploadsResult>"
+TAGS = (
+    b"<Tagging><TagSet><Tag><Key>expires-at</Key><Value>9999999999</Value></Tag></TagSet></Tagging>"
+)
+HEAD = (
+    b'HTTP/1.1 200 OK\r\nETag: "1"\r\nLast-Modified: Wed, 21 Oct 2015 07:28:00 GMT\r\n'
+    b"Content-Length: %d\r\n\r\n"
+)
+
+
+class Sink:
+    """All connections of the server."""
+
+    def __init__(self, object_size: int) -> None:
+        self._bundle = memoryview(bytes(object_size))
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"(?i)\r\ncontent-length: *([0-9]+)", head)
+                remaining = int(length[1]) if length else 0
+                while remaining:
+                    data = await reader.read(min(remaining, READ_SIZE))
+                    if not data:
+                        raise ConnectionError
+                    remaining -= len(data)
+                body = self._response_body(*head.split(b" ", 2)[:2])
+                writer.write(HEAD % len(body))
+                for start in range(0, len(body), READ_SIZE):
+                    writer.write(body[start : start + READ_SIZE])
+                    await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    def _response_body(self, method: bytes, target: bytes) -> bytes | memoryview:
+        path, _, query = target.partition(b"?")
+        match method:
+            case b"POST":
+                return CREATED if query.startswith(b"uploads") else COMPLETED
+            case b"GET" if query.startswith(b"tagging"):
+                return TAGS
+            case b"GET" if query.startswith(b"uploads"):
+                return NOTHING_LISTED
+            case b"GET" if path.count(b"/") > 1:
+                return self._bundle[: int(path[-12:], 16)]
+        return b""
+
+
+async def main(descriptor: int, object_size: int) -> None:
+    listener = socket.socket(fileno=descriptor)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT_SIZE)
+    sink = Sink(object_size)
+    server = await asyncio.start_server(sink.serve, sock=listener, limit=READ_SIZE, backlog=2048)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(main(*map(int, sys.argv[1:])))
