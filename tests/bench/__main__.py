@@ -44,7 +44,7 @@ DELAY = 0.02
 
 MAX_CONCURRENCY = 64
 
-SIZES = (4 * KIB, 128 * KIB, 1 * MIB, 12 * MIB, 100 * MIB)
+SIZES = (4 * KIB, 128 * KIB, 1 * MIB, 12 * MIB, 64 * MIB, 100 * MIB)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MAIN_KINDS: tuple[Kind, ...] = ("upload", "first download", "download")
 
@@ -55,8 +55,9 @@ NEAR = [
     for size in SIZES
     if size * concurrency <= 192 * MIB
 ]
+NEAR += [Workload(kind, 12 * MIB, 8) for kind in ("upload with key", "download")]
 FAR = [
-    *(Workload(kind, size, 1) for kind in MAIN_KINDS for size in SIZES),
+    *(Workload(kind, size, 1) for kind in (*MAIN_KINDS, "upload chunked") for size in SIZES),
     *(Workload(kind, size, 16) for kind in MAIN_KINDS for size in (1 * MIB, 12 * MIB)),
 ]
 SCALING = [
@@ -106,9 +107,9 @@ async def through_services(services: Sequence[Service]) -> AsyncIterator[list[Th
 
 
 async def compare_variants(
-    workloads: Sequence[Workload], deployment: Deployment, rounds: int
+    part: str, workloads: Sequence[Workload], deployment: Deployment, rounds: int
 ) -> list[dict[str, Any]]:
-    """Measure every workload with all variants, with one replica."""
+    """Measure every workload of a part with all variants, with one replica."""
     [service] = deployment.services
     bucket = deployment.bucket
     async with AsyncExitStack() as stack:
@@ -128,7 +129,7 @@ async def compare_variants(
             for workload in progress:
                 progress.set_postfix_str(str(workload))
                 results.append(await benchmark.measure(workload, rounds))
-                progress.write(report.table_row(results[-1]))
+                progress.write(report.table_row(part, results[-1]))
         return results
 
 
@@ -201,7 +202,7 @@ def run_parts(parts: Sequence[str], only: str, rounds: int, store: Store) -> dic
             selected = [workload for workload in workloads if re.search(only, str(workload))]
             click.echo(report.table_header(part))
             with deploy(store, delay) as deployment:
-                results[part] = uvloop.run(compare_variants(selected, deployment, rounds))
+                results[part] = uvloop.run(compare_variants(part, selected, deployment, rounds))
     if "scaling" in parts:
         with deploy(store, DELAY, max(REPLICAS)) as deployment:
             results["scaling"] = uvloop.run(measure_scaling(deployment, rounds))

@@ -17,25 +17,29 @@ ROUNDS = 1
 
 @only_ci
 def test_all_variants_are_compared_and_drawn_with_a_far_store(store: Store) -> None:
-    """The upload has more than one part, so the service makes several calls for it."""
+    """The chunked upload has more than one part, so the service makes several calls for it."""
     workloads = [
         Workload("upload", 9 << 20, 1, max_transfers=1),
+        Workload("upload chunked", 9 << 20, 1, max_transfers=1),
         Workload("first download", 4096, 1, max_transfers=1),
         Workload("range", 4096, 2, max_transfers=1),
     ]
     with bench.deploy(store, bench.DELAY) as deployment:
-        results = uvloop.run(bench.compare_variants(workloads, deployment, ROUNDS))
+        results = uvloop.run(bench.compare_variants("far", workloads, deployment, ROUNDS))
     s3_requests = [result["s3_requests"] for result in results]
-    assert s3_requests == [5, 3, 3]
+    assert s3_requests == [1, 5, 3, 3]
     for result in results:
         assert result["ways"]["through"]["p50"] > bench.DELAY * 1000
         assert all(ratio["low"] > 0 for ratio in result["ratio"].values())
+        assert result["time_to_bare_call"]["median"] > 0
         assert result["service_cpu"]["ms_per_transfer"] > 0
-        assert result["work"] in report.table_row(result)
+        assert result["work"] in report.table_row("far", result)
     svg = ET.fromstring(report.render_svg({"far": results}))
     for css_class in ("through", "same", "relayed"):
         marks = svg.findall(f"{{*}}circle[@class='{css_class}']")
-        assert len(marks) == len(workloads[:2]) + 1, "one in each row, and one in the legend"
+        drawn = [workload for workload in workloads if workload.kind in report.SVG_KINDS]
+        assert len(marks) == len(drawn) + 1, "one in each row, and one in the legend"
+    assert len(svg.findall("{*}line[@class='goal']")) == 2 + 1
 
 
 @only_ci

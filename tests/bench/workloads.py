@@ -33,6 +33,10 @@ It grows with the concurrency: 4 and more allow 4 times as many.
 """
 
 
+RECEIPT_TIME = 0.2
+"""Seconds in which the service stores the receipts after the last first download of a round."""
+
+
 @dataclass(frozen=True)
 class Workload:
     """Transfers of one kind, of bundles of `size` bytes, with `concurrency` of them at a time."""
@@ -81,6 +85,15 @@ class Round:
         """Return the throughput of a variant divided by that of another."""
         return self.batches[baseline].seconds / self.batches[variant].seconds
 
+    @property
+    def time_ratio(self) -> float:
+        """The median time of a transfer with the service, divided by that of a single call."""
+        through, direct = (
+            statistics.median(timing.total for timing in self.batches[name].timings)
+            for name in ("through", "direct")
+        )
+        return through / direct
+
 
 class Benchmark:
     """Measures workloads with one store and one service.
@@ -127,15 +140,31 @@ class Benchmark:
         service_cpu, s3_requests = 0.0, 0
         names = list(self._variants)
         for name in islice(cycle(names), number, number + len(names)):
-            requests_before, cpu_before = self._service.s3_requests, self._service.cpu
+            requests_before = self._service.s3_requests
+            receipts_before = self._service.stored_receipts
+            cpu_before = self._service.cpu
             batches[name] = await run_batch(workload, [self._variants[name]], bundle)
+            await self._variants[name].settle()
             if name == "through":
+                stores_receipts = workload.kind == "first download"
+                # Reading the metrics takes CPU time, so it has to wait.
+                await asyncio.sleep(RECEIPT_TIME if stores_receipts else 0)
                 service_cpu = self._service.cpu - cpu_before
+                if stores_receipts:
+                    await self._wait_for_receipts(receipts_before + workload.transfers)
                 s3_requests = self._service.s3_requests - requests_before
         for variant in self._variants.values():
             await self._direct.delete(variant.created_keys)
             variant.created_keys.clear()
         return Round(batches, service_cpu, s3_requests)
+
+    async def _wait_for_receipts(self, count: int) -> None:
+        """Wait until the service has stored so many receipts. The next round deletes them."""
+        for _ in range(500):
+            if self._service.stored_receipts >= count:
+                return
+            await asyncio.sleep(0.02)
+        raise TimeoutError
 
 
 async def prepare_bundle(workload: Workload, service: ThroughService) -> Bundle:
@@ -189,6 +218,7 @@ def summarize(workload: Workload, rounds: Sequence[Round]) -> dict[str, Any]:
             name: _spread([result.throughput_ratio("through", name) for result in rounds])
             for name in others
         },
+        "time_to_bare_call": _spread([result.time_ratio for result in rounds]),
         "ways": {name: _summarize_variant(workload, name, rounds) for name in rounds[0].batches},
         "service_cpu": {
             "ms_per_transfer": round(service_cpu * 1000, 2),
