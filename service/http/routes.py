@@ -241,7 +241,7 @@ async def _body(request: Request[State]) -> AsyncGenerator[bytes, None]:
                         await asyncio.sleep(delay)
                     finally:
                         memory.slow_uploads -= 1
-                async with asyncio.timeout(rate.time_left):
+                async with asyncio.timeout(rate.time_left - delay):
                     message = await request.receive()
         except TimeoutError as error:
             raise UploadTimeout from error

@@ -50,10 +50,14 @@ class ClientRate:
 
     @property
     def read_delay(self) -> float:
-        """Seconds to wait before the next read, if the client is slow; otherwise 0."""
+        """Seconds to wait before the next read, if the client is slow; otherwise 0.
+
+        This is at most half of the `time_left`, of which it is a part.
+        """
         if self._waited <= max(SLOW_AFTER, self._transferred / SLOW_RATE):
             return 0
-        return min(MAX_READ_DELAY, EXPECTED_READ * self._waited / max(self._transferred, 1))
+        expected = EXPECTED_READ * self._waited / max(self._transferred, 1)
+        return max(min(MAX_READ_DELAY, expected, self.time_left / 2), 0)
 
     @property
     def time_left(self) -> float:

@@ -62,7 +62,9 @@ def test_short_timeout_limits_even_the_first_wait() -> None:
         ([(10, 10 * SLOW_RATE)], 0),
         ([(10, 10 * SLOW_RATE - 1)], 0.125),
         ([(8, 8 * 64 * 1024), (2, 2 * 64 * 1024)], 0.5),
-        ([(10, 10 * 20 * 1024)], 1.6),
+        ([(20, 20 * 20 * 1024)], 1.6),
+        ([(8, 10 * 20 * 1024), (2, 0)], 1.25),  # Half of the time left.
+        ([(29, 1)], 0),
         ([(10, SLOW_RATE), (1, 10 * SLOW_RATE)], 0),
     ],
 )
@@ -173,6 +175,26 @@ def test_slow_client_is_read_less_often(monkeypatch: pytest.MonkeyPatch) -> None
         assert (slow_uploads, memory.slow_uploads) == ({0, 1}, 0)
         gaps = [later - earlier for earlier, later in pairwise(reads)]
         assert gaps[0] < delay <= min(gaps[-4:])
+
+    run(test())
+
+
+def test_read_delay_is_part_of_the_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.http.slow_clients.SLOW_AFTER", 0.05)
+    received = list[float]()
+
+    async def receive() -> Message:
+        if received:
+            await wait_forever()
+        await asyncio.sleep(0.1)
+        received.append(time.monotonic())
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def test() -> None:
+        with pytest.raises(UploadTimeout):
+            async for _ in body(receive, 2):
+                pass
+        assert 1.9 < time.monotonic() - received[0] < 2.9
 
     run(test())
 
