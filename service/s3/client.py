@@ -30,6 +30,8 @@ from service.s3.retries import configure_retries
 from service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from types_aiobotocore_s3 import S3Client
 
 READ_TIMEOUT = 10.0
@@ -118,6 +120,18 @@ class _Session(AIOHTTPSession):
         self._read_size = read_size
         connector_args = {**connector_args, "socket_factory": _socket}
         super().__init__(connector_args=connector_args, **arguments)
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> None:
+        """Drop all connections. Closing them would wait until S3 has read what was sent."""
+        for session in self._sessions.values():  # type: ignore[attr-defined]
+            for connection in session.connector._acquired:  # noqa: SLF001
+                connection.abort()
+        await super().__aexit__(exc_type, exc_val, exc_tb)
 
     async def _get_session(self, proxy_url: str | None) -> aiohttp.ClientSession:
         is_new = proxy_url not in self._sessions  # type: ignore[attr-defined]

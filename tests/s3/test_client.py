@@ -1,6 +1,8 @@
 """Calls to S3: which failures are logged, and how a response body is read."""
 
 import asyncio
+import socket
+import time
 from typing import Any
 
 import aiohttp
@@ -146,3 +148,27 @@ def test_s3_client_reads_little_ahead(store: Store, s3: Any) -> None:
 
     with aws_environment(store):
         assert uvloop.run(count_bytes_read_ahead()) <= MAX_CHUNK + (32 << 10)
+
+
+def test_client_closes_although_the_store_does_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload is still being sent then, as at the end of a shutdown."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+
+        async def main() -> float:
+            async with connect("us-east-1") as client:
+                put = asyncio.create_task(
+                    client.put_object(Bucket="bucket", Key="key", Body=bytes(32 << 20))
+                )
+                await asyncio.sleep(1)
+                assert not put.done()
+                started = time.monotonic()
+            seconds = time.monotonic() - started
+            put.cancel()
+            await asyncio.gather(put, return_exceptions=True)
+            return seconds
+
+        assert uvloop.run(main()) < 5
