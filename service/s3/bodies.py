@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from io import UnsupportedOperation
 from typing import TYPE_CHECKING
 
 from service.bundles.ranges import ObjectStat
@@ -87,7 +88,7 @@ class RequestBody:
         return self._size
 
     def read(self, _: int = -1) -> bytes:
-        raise NotImplementedError
+        raise UnsupportedOperation("a request body is iterated, not read")
 
     def tell(self) -> int:
         return 0

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import cached_property
+from io import UnsupportedOperation
 from typing import Any, Literal, Protocol
 from urllib.parse import urlencode
 from uuid import uuid4
@@ -262,7 +263,7 @@ class ContentBody:
         return len(self._content)
 
     def read(self, _: int = -1) -> bytes:
-        raise NotImplementedError
+        raise UnsupportedOperation("a request body is iterated, not read")
 
     def tell(self) -> int:
         return 0
