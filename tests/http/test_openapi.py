@@ -256,6 +256,8 @@ def test_server_behaves_as_documented(service: Service, corrector: RequestCorrec
     assert corrector.response_counts.total() >= 200
 
 
+# This warning is about the size of a generated example, not about the server.
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_server_behaves_as_documented_for_thousands_of_requests(
