@@ -21,6 +21,13 @@ On loopback, segments have 64 KiB. That is as much as a receiver takes which rea
 so it would often stall for 0.2 s.
 """
 
+SEND_BUFFER = 256 * 1024
+"""Bytes. Otherwise, the kernel keeps up to 4 MiB for each slow download.
+
+With 500 of them, it would run out of memory for TCP, and delay all connections of this machine. A
+real S3 store is on another machine.
+"""
+
 CREATED = b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
 COMPLETED = b"<CompleteMultipartUploadResult><ETag>1</ETag></CompleteMultipartUploadResult>"
 NOTHING_LISTED = b"<ListMultipartUploadsResult></ListMultipartUploadsResult>"
@@ -77,6 +84,7 @@ class Sink:
 async def main(descriptor: int, object_size: int) -> None:
     listener = socket.socket(fileno=descriptor)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT_SIZE)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
     sink = Sink(object_size)
     server = await asyncio.start_server(sink.serve, sock=listener, limit=READ_SIZE, backlog=2048)
     await server.serve_forever()
