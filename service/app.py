@@ -54,7 +54,7 @@ def create_app(
         async with connect(
             settings.region,
             connections=connections,
-            read_size=memory.chunk_size,
+            memory=memory,
             metrics=metrics,
         ) as client:
             storage = S3Storage(

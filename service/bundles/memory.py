@@ -20,7 +20,8 @@ The rules:
    buffers leave that much free. So at least one upload can complete its part and release it.
 6. Buffers leave a quarter of the windows free, so that new transfers can start.
 7. A transfer holds up to four chunks. While there are few transfers, they use large chunks, which
-   take less CPU time. Together, chunks take at most 1.5 times the memory for windows.
+   take less CPU time. Transfers that wait for a slow client have small chunks and do not count.
+   Together, chunks take at most 1.5 times the memory for windows.
 """
 
 import asyncio
@@ -78,7 +79,7 @@ class Memory:
         self.part_size = part_size
         self._total = total
         self._timeout = timeout
-        self.slow_uploads = 0  # Those that wait for a slow client, so that their chunks are small.
+        self.slow_transfers = 0  # Those that wait for a slow client. Their chunks are small.
         self._parts: dict[PartBuffer, None] = {}  # In the order of their creation.
         self._replays: set[ReplayBuffer] = set()
 
@@ -92,7 +93,7 @@ class Memory:
     def chunk_size(self) -> int:
         """Return how many bytes a transfer should read at once, at most."""
         transfers = max(self.windows.in_use // WINDOW_SIZE, 1)
-        share = max(transfers, 8 * (transfers - self.slow_uploads))
+        share = max(transfers, 8 * (transfers - self.slow_transfers))
         return min(max(self.windows.total // share, MIN_CHUNK), MAX_CHUNK)
 
     def part(self) -> "PartBuffer":

@@ -236,11 +236,11 @@ async def _body(request: Request[State]) -> AsyncGenerator[bytes, None]:
         try:
             with timing.measure("client"):
                 if delay := rate.read_delay:
-                    memory.slow_uploads += 1
+                    memory.slow_transfers += 1
                     try:
                         await asyncio.sleep(delay)
                     finally:
-                        memory.slow_uploads -= 1
+                        memory.slow_transfers -= 1
                 async with asyncio.timeout(rate.time_left - delay):
                     message = await request.receive()
         except TimeoutError as error:

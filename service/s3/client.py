@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -22,10 +22,9 @@ from botocore.exceptions import BotoCoreError, ReadTimeoutError
 from botocore.handlers import add_expect_header
 from botocore.loaders import Loader
 
-from service.bundles.memory import MAX_CHUNK
 from service.errors import SettingsError
 from service.s3 import calls
-from service.s3.reads import limit_read_ahead
+from service.s3.reads import ReadMemory, limit_read_ahead
 from service.s3.retries import configure_retries
 from service.telemetry.metrics import Metrics
 
@@ -56,18 +55,18 @@ async def connect(
     region: str | None = None,
     *,
     connections: int = 10,
-    read_size: Callable[[], int] = lambda: MAX_CHUNK,
+    memory: ReadMemory | None = None,
     metrics: Metrics | None = None,
 ) -> AsyncIterator[S3Client]:
     """Open the S3 client of the process. Except for `region`, botocore's own settings apply.
 
     The pool holds up to `connections`. It has to be large enough that no transfer waits for a
-    connection; a transfer uses up to two. Each reads up to `read_size()` bytes at once. Raises
+    connection; a transfer uses up to two. `memory` limits how much each reads at once. Raises
     `SettingsError` if botocore's settings are wrong.
     """
     config = AioConfig(
         **CLIENT_CONFIG,
-        http_session_cls=partial(_Session, read_size=read_size),  # type: ignore[arg-type]
+        http_session_cls=partial(_Session, memory=memory),  # type: ignore[arg-type]
         max_pool_connections=connections,
     )
     async with AsyncExitStack() as stack:
@@ -113,11 +112,11 @@ class _Session(AIOHTTPSession):
     def __init__(
         self,
         *,
-        read_size: Callable[[], int],
+        memory: ReadMemory | None,
         connector_args: Mapping[str, Any],
         **arguments: Any,
     ) -> None:
-        self._read_size = read_size
+        self._memory = memory
         connector_args = {**connector_args, "socket_factory": _socket}
         super().__init__(connector_args=connector_args, **arguments)
 
@@ -136,8 +135,8 @@ class _Session(AIOHTTPSession):
     async def _get_session(self, proxy_url: str | None) -> aiohttp.ClientSession:
         is_new = proxy_url not in self._sessions  # type: ignore[attr-defined]
         session: aiohttp.ClientSession = await super()._get_session(proxy_url)  # type: ignore[misc]
-        if is_new:
-            limit_read_ahead(session, self._read_size)
+        if is_new and self._memory is not None:
+            limit_read_ahead(session, self._memory)
         return session
 
     async def send(self, request: Any) -> Any:

@@ -181,7 +181,7 @@ def test_chunk_size_depends_on_the_number_of_transfers(transfers: int, slow: int
         memory = Memory(256 << 20, part_size=8 << 20, timeout=1)
         for _ in range(transfers):
             await memory.window()
-        memory.slow_uploads = slow
+        memory.slow_transfers = slow
         assert memory.chunk_size() == kib * 1024
 
     simulate(test())

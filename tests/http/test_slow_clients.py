@@ -165,14 +165,14 @@ def test_slow_client_is_read_less_often(monkeypatch: pytest.MonkeyPatch) -> None
 
     async def watch() -> None:
         while True:
-            slow_uploads.add(memory.slow_uploads)
+            slow_uploads.add(memory.slow_transfers)
             await asyncio.sleep(0.005)
 
     async def test() -> None:
         watching = asyncio.create_task(watch())
         assert b"".join([chunk async for chunk in body(receive, 30, memory)]) == b"x" * 15
         watching.cancel()
-        assert (slow_uploads, memory.slow_uploads) == ({0, 1}, 0)
+        assert (slow_uploads, memory.slow_transfers) == ({0, 1}, 0)
         gaps = [later - earlier for earlier, later in pairwise(reads)]
         assert gaps[0] < delay <= min(gaps[-4:])
 

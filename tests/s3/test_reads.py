@@ -4,6 +4,7 @@ import asyncio
 import ssl
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 import uvloop
 
+from service.bundles.memory import MAX_CHUNK
+from service.s3 import reads
 from service.s3.client import connect
 
 SIZE = 8 << 20
@@ -31,6 +34,15 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@dataclass
+class FixedChunks:
+    size: int
+    slow_transfers: int = 0
+
+    def chunk_size(self) -> int:
+        return self.size
+
+
 async def serve_object(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     try:
         await reader.readuntil(b"\r\n\r\n")
@@ -45,7 +57,7 @@ async def serve_object(reader: asyncio.StreamReader, writer: asyncio.StreamWrite
 
 async def read_object(read_size: int) -> tuple[list[int], int]:
     """Read an object slowly at first. Return the bytes read ahead each time, and its size."""
-    async with connect("us-east-1", read_size=lambda: read_size) as client:
+    async with connect("us-east-1", memory=FixedChunks(read_size)) as client:
         response = await client.get_object(Bucket="bucket", Key="key")
         content: Any = response["Body"].content
         received, read_ahead = 0, list[int]()
@@ -89,3 +101,47 @@ def test_little_of_a_body_is_read_ahead(
     print([size // 1024 for size in read_ahead])
     assert received == SIZE
     assert 0 < max(read_ahead) <= MAX_BUFFERED + read_size
+
+
+def test_client_is_slow_while_it_takes_small_chunks_slowly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It counts as slow once it holds no large chunks. Later reads are large again."""
+    monkeypatch.setattr(reads, "SLOW_AFTER", 0.05)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    memory = FixedChunks(MAX_CHUNK)
+
+    async def test() -> None:
+        async with await asyncio.start_server(serve_object, "localhost", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://localhost:{port}")
+            async with connect("us-east-1", memory=memory) as client:
+                body = (await client.get_object(Bucket="bucket", Key="key"))["Body"]
+                content: Any = body.content
+                slow, sizes = list[int](), list[int]()
+                for _ in range(8):
+                    await asyncio.sleep(0.1)
+                    slow.append(memory.slow_transfers)
+                    sizes.append(len(await content.readany()))
+                assert slow[0] == 0, "it still holds a large chunk"
+                assert slow[-1] == 1
+                assert sizes[0] > reads.SLOW_READ
+                assert max(sizes[-3:]) <= reads.SLOW_READ
+                assert memory.slow_transfers == 0, "it does not wait now"
+                while chunk := await content.readany():
+                    sizes.append(len(chunk))
+                assert max(sizes[-20:]) > reads.SLOW_READ
+                assert memory.slow_transfers == 0
+
+                response = await client.get_object(Bucket="bucket", Key="key")
+                for _ in range(8):
+                    await asyncio.sleep(0.1)
+                    await response["Body"].content.readany()
+                await asyncio.sleep(0.1)
+                assert memory.slow_transfers == 1
+                response["Body"].close()
+                await asyncio.sleep(0)
+                assert memory.slow_transfers == 0
+
+    uvloop.run(asyncio.wait_for(test(), 20))
