@@ -16,7 +16,7 @@ from botocore.exceptions import (
     NoCredentialsError,
 )
 
-from service.bundles.memory import MAX_CHUNK, MAX_REPLAY_SIZE
+from service.bundles.memory import MAX_CHUNK, MAX_REPLAY_SIZE, Memory
 from service.s3.calls import BodyInterrupted, S3Calls
 from service.s3.client import connect
 from service.telemetry.metrics import Metrics
@@ -134,9 +134,10 @@ def test_s3_client_reads_little_ahead(store: Store, s3: Any) -> None:
     """Otherwise slow downloads take more memory than their windows."""
     bucket = new_bucket(s3)
     s3.put_object(Bucket=bucket, Key="a", Body=bytes(4 << 20))
+    memory = Memory(256 << 20, part_size=8 << 20, timeout=1)
 
     async def count_bytes_read_ahead() -> int:
-        async with connect() as client:
+        async with connect(memory=memory) as client:
             response = await client.get_object(Bucket=bucket, Key="a")
             body: Any = response["Body"]
             sizes = [-1, 0]

@@ -17,6 +17,7 @@ from tests.end_to_end.abuse.latency import measure_latencies, summarize
 from tests.support.clients import load
 from tests.support.clients.malicious import Attack, running_attacks
 from tests.support.clients.signing import sign
+from tests.support.polling import wait_until
 from tests.support.services.process import service_process_for
 from tests.support.services.thread import SMALL_PART, Service, StartService
 from tests.support.stores import Store
@@ -166,8 +167,9 @@ def test_slow_uploads_and_unread_downloads_time_out_and_free_memory(
         Attack(2, request, payload="", reconnect=False),
         Attack(uploads, slow_upload, reconnect=False),
     ) as attackers:
+        windows = 'history_memory_used_bytes{pool="windows"}'
+        wait_until(lambda: service.metrics()[windows] == SMALL_PART)
         started = time.monotonic()
-        assert service.metrics()['history_memory_used_bytes{pool="windows"}'] == SMALL_PART
         assert service.http.post("/upload", content=bytes(SMALL_PART)).status_code == 200
         print(f"served after {time.monotonic() - started:.2f} s")
         idle_downloads, slow_uploads = attackers.stop(timeout=10)
