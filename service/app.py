@@ -62,6 +62,7 @@ def create_app(
                 S3Calls(settings.bucket, metrics),
                 bucket=settings.bucket,
                 prefix=settings.prefix,
+                records=settings.records,
             )
             bundles = BundleService(
                 storage,

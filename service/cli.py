@@ -1,4 +1,6 @@
-"""The commands `serve`, `init-bucket` and `check`; run by `__main__` and the installed script.
+"""The commands `serve`, `init-bucket`, `check` and `sweep`.
+
+`__main__` and the installed script run them.
 
 They exit with 1 after a failure, and with 2 if an argument or a setting is wrong.
 """
@@ -19,7 +21,10 @@ from service.drain import Drain
 from service.errors import BucketError, ListenError, SettingsError
 from service.http.server.listener import listen, url
 from service.http.server.server import Server
-from service.s3 import bucket, check, devstore
+from service.s3 import devstore
+from service.s3.bucket import check, initialization
+from service.s3.bucket.findings import Finding
+from service.s3.bucket.sweep import CONCURRENCY, Sweep
 from service.s3.client import connect
 from service.telemetry import logs
 
@@ -127,6 +132,27 @@ def check_bucket(*, as_json: bool) -> None:
         raise SystemExit(1)
 
 
+@main.command("sweep")
+@click.option("--dry-run", is_flag=True, help="Only count, remove nothing.")
+@click.option(
+    "--rate",
+    default=500.0,
+    type=click.FloatRange(min=1),
+    show_default=True,
+    help="Requests to S3 per second, at most.",
+)
+def sweep_bucket(*, dry_run: bool, rate: float) -> None:
+    """Remove expired bundles and what abandoned uploads have left behind.
+
+    For stores without a lifecycle, or to free their space sooner. Safe to repeat, and to run
+    several times at once.
+    """
+    with _report_settings_errors():
+        config = settings.load()
+        logs.configure(config.log_format, config.log_level)
+        asyncio.run(_sweep(config, rate=rate, dry_run=dry_run))
+
+
 def _tune_garbage_collection() -> None:
     """Make the garbage collector skip everything that exists now, and run less often.
 
@@ -139,7 +165,7 @@ def _tune_garbage_collection() -> None:
     gc.set_threshold(10_000, 20, 20)
 
 
-async def _check_bucket(config: settings.Settings, *, print_findings: bool) -> list[check.Finding]:
+async def _check_bucket(config: settings.Settings, *, print_findings: bool) -> list[Finding]:
     findings = []
     async with connect(config.region) as client:
         async for finding in check.check_bucket(
@@ -147,6 +173,7 @@ async def _check_bucket(config: settings.Settings, *, print_findings: bool) -> l
             bucket=config.bucket,
             prefix=config.prefix,
             retention=config.retention,
+            records=config.records,
         ):
             findings.append(finding)
             if print_findings:
@@ -157,14 +184,38 @@ async def _check_bucket(config: settings.Settings, *, print_findings: bool) -> l
     return findings
 
 
+async def _sweep(config: settings.Settings, *, rate: float, dry_run: bool) -> None:
+    """Sweep once. On a terminal, the progress is one line that changes."""
+    on_terminal = sys.stderr.isatty()
+    async with connect(config.region, connections=CONCURRENCY) as client:
+        sweep = Sweep(
+            client,
+            bucket=config.bucket,
+            prefix=config.prefix,
+            records=config.records,
+            rate=rate,
+            dry_run=dry_run,
+        )
+        try:
+            async for progress in sweep.run():
+                if on_terminal:
+                    click.echo(f"\r{progress} …", err=True, nl=False)
+        except BucketError as error:
+            raise click.ClickException(str(error)) from error
+    if on_terminal:
+        click.echo(err=True)
+    click.echo(f"{sweep.progress} {'found' if dry_run else 'removed'}")
+
+
 async def _initialize_bucket(config: settings.Settings) -> None:
     async with connect(config.region) as client:
         try:
-            async for line in bucket.initialize(
+            async for line in initialization.initialize(
                 client,
                 bucket=config.bucket,
                 prefix=config.prefix,
                 retention=config.retention,
+                records=config.records,
             ):
                 click.echo(line)
         except BucketError as error:

@@ -116,6 +116,7 @@ class Settings(BaseSettings):
             )
         ),
     ] = "bundles/"
+    records: Annotated[Literal["tags", "metadata"], BeforeValidator(_lower)] = "tags"
     retention: Annotated[
         Seconds, AfterValidator(_between(1, 3_650 * 86_400, "from 1s to 3650d"))
     ] = 7 * 86_400

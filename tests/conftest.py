@@ -32,7 +32,7 @@ from tests.support.services.thread import (
 )
 from tests.support.stores import Store
 from tests.support.stores.access import s3_client
-from tests.support.stores.selection import XDIST_GROUPS, chosen_stores
+from tests.support.stores.selection import METADATA_STORES, XDIST_GROUPS, chosen_stores
 
 FROM_ENVIRONMENT = stores.from_environment()
 """The store in AWS_ENDPOINT_URL_S3. In xdist's workers, the variable is already removed."""
@@ -134,7 +134,21 @@ assert all(path.is_file() for path in FIRST), "FIRST names a module that does no
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items[:] = [item for item in items if not _needs_tags_without_any(item)]
     items.sort(key=lambda item: item.path not in FIRST)
+
+
+def _needs_tags_without_any(item: pytest.Item) -> bool:
+    """Return whether a test is about object tags, but its store keeps records in metadata."""
+    parameters = (
+        item.callspec.params
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+        else {}
+    )
+    about_tags = item.get_closest_marker("only_tags") or any(
+        str(value).endswith("ObjectTagging") for value in parameters.values()
+    )
+    return bool(about_tags) and parameters.get("store") in METADATA_STORES
 
 
 @pytest.hookimpl(trylast=True)
@@ -150,13 +164,18 @@ def _skipped(terminalreporter: pytest.TerminalReporter) -> list[Any]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run tests marked `every_store` against each store in STORES, all others against moto."""
+    """Run tests marked `every_store` against each store in STORES, all others against moto.
+
+    Those marked `both_records` run with records in tags and in metadata.
+    """
     if "store" not in metafunc.fixturenames:
         return
     chosen = metafunc.config.stash[CHOSEN_STORE]
     names = ["environment"] if chosen else ["moto"]
     if not chosen and metafunc.definition.get_closest_marker("every_store"):
         names = metafunc.config.stash[EVERY_STORE]
+    elif not chosen and metafunc.definition.get_closest_marker("both_records"):
+        names = ["moto", "moto_metadata"]
     metafunc.parametrize(
         "store",
         # The tests of a slow store share a worker, so that it is started only once.

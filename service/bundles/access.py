@@ -31,8 +31,17 @@ class StoredObject(Content, Protocol):
 class Storage(UploadStorage, Protocol):
     """The part of S3 that bundles need. Every call may raise `StorageUnavailable`."""
 
+    records_in_tags: bool
+    """Whether records are kept as tags, which can be changed, or in the objects' metadata."""
+
+    async def require_records(self) -> None:
+        """Raise `StorageUnavailable` unless this store is known to keep records."""
+
     async def get_tags(self, bundle_id: UUID) -> Mapping[str, str]:
         """Return the object's tags. Raises `NotFound` if there is no object."""
+
+    async def put_tags(self, bundle_id: UUID, fields: Mapping[str, str]) -> None:
+        """Replace the object's tags."""
 
     async def head(self, bundle_id: UUID) -> ObjectStat:
         """Return the object's metadata. Raises `NotFound` if there is no object."""
@@ -76,9 +85,10 @@ class BundleAccess:
             context=timing.detached(),
         )
         try:
-            record = BundleRecord.from_tags(await self._storage.get_tags(bundle_id))
-            if record is None or record.is_expired(self._clock()):
-                raise NotFound
+            tags = None
+            if self._storage.records_in_tags:
+                tags = await self._storage.get_tags(bundle_id)
+                self._check_record(tags)  # If it is not a bundle, nothing waits for the object.
             with timing.measure("s3"):
                 opened = await opening
         finally:
@@ -86,9 +96,16 @@ class BundleAccess:
             await asyncio.gather(opening, return_exceptions=True)
         stored = None if isinstance(opened, ObjectStat) else opened
         stat = opened if isinstance(opened, ObjectStat) else opened.stat
+        record = self._check_record(stat.fields if tags is None else tags)
         if record.size not in {None, stat.size}:
             raise NotFound
         return record, stat, stored
+
+    def _check_record(self, fields: Mapping[str, str]) -> BundleRecord:
+        record = BundleRecord.from_fields(fields)
+        if record is None or record.is_expired(self._clock()):
+            raise NotFound
+        return record
 
     async def open(
         self,

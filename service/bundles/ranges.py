@@ -4,7 +4,8 @@
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from email.utils import formatdate
 
 from service.errors import PreconditionFailed, RangeNotSatisfiable
@@ -15,11 +16,15 @@ _BYTE_RANGE = re.compile(r"bytes[ \t]*=[ \t]*([0-9]{0,99})-([0-9]{0,99})[ \t]*",
 
 @dataclass(frozen=True, slots=True)
 class ObjectStat:
-    """An S3 object: `size` in bytes, `etag` with quotes, `modified_at` in Unix seconds."""
+    """An S3 object: `size` in bytes, `etag` with quotes, `modified_at` in Unix seconds.
+
+    `fields` are those of the bundle's record, if they are in the object's metadata.
+    """
 
     size: int
     etag: str
     modified_at: float
+    fields: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

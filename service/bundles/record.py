@@ -1,4 +1,4 @@
-"""A bundle's record, which S3 keeps as object tags, and when the bundle expires. Pure.
+"""A bundle's record, which S3 keeps beside its object, and when the bundle expires. Pure.
 
 `claims` creates the record of an upload, and `service` reads it for every other request.
 """
@@ -39,36 +39,36 @@ class BundleRecord:
             raise ValueError("a receipt without an HMAC")
 
     @classmethod
-    def from_tags(cls, tags: Mapping[str, str]) -> Self | None:
-        """Read a record from an object's tags, or return `None` if the object is not a bundle.
+    def from_fields(cls, fields: Mapping[str, str]) -> Self | None:
+        """Read a record from what S3 keeps, or return `None` if the object is not a bundle.
 
-        A multipart object is not a bundle until its tags are written. A malformed tag is never
+        A multipart object is not a bundle until its tags are written. A malformed field is never
         treated as an absent one: otherwise a damaged `hmac-sha256` would remove the protection of
         a bundle, and a damaged `size` would let a truncated one pass.
         """
-        expires_at, size = tags.get("expires-at", ""), tags.get("size")
+        expires_at, size = fields.get("expires-at", ""), fields.get("size")
         if not _NUMBER.fullmatch(expires_at) or not (size is None or _NUMBER.fullmatch(size)):
             return None
         try:
             return cls(
                 int(expires_at),
                 None if size is None else int(size),
-                tags.get("sha256"),
-                tags.get("hmac-sha256"),
-                tags.get("receipt"),
+                fields.get("sha256"),
+                fields.get("hmac-sha256"),
+                fields.get("receipt"),
             )
         except ValueError:
             return None
 
-    def to_tags(self) -> dict[str, str]:
-        tags = {
+    def to_fields(self) -> dict[str, str]:
+        fields = {
             "expires-at": str(self.expires_at),
             "size": None if self.size is None else str(self.size),
             "sha256": self.sha256,
             "hmac-sha256": self.hmac,
             "receipt": self.receipt,
         }
-        return {name: value for name, value in tags.items() if value is not None}
+        return {name: value for name, value in fields.items() if value is not None}
 
     def is_expired(self, now: float) -> bool:
         """Return whether the bundle has expired at `now` (Unix seconds)."""

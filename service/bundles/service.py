@@ -99,6 +99,7 @@ class BundleService:
         if length is not None and length - form_overhead > self.max_size:
             raise BundleTooLarge(self.max_size)
         self._refuse_while_draining()
+        await self._storage.require_records()
         size = None if form_overhead or length is None or length > MAX_PUT_SIZE else length
         expires_at = expiry_time(self._clock(), self.retention if ttl is None else ttl)
         bundle_id, verifier = uuid4(), UploadVerifier(claims)
@@ -118,14 +119,14 @@ class BundleService:
                 verifier.verify()
                 if record.is_expired(self._clock()):
                     raise UploadTimeout
-                await upload.complete(record.to_tags())
+                await upload.complete()
         return bundle_id, record
 
     def _start_upload(self, bundle_id: UUID, record: BundleRecord) -> Upload:
+        fields = record.to_fields()
         if record.size is None:
-            return BufferedUpload(self._storage, self._memory, bundle_id)
-        tags = record.to_tags()
-        return StreamedUpload(self._storage, self._memory, bundle_id, record.size, tags)
+            return BufferedUpload(self._storage, self._memory, bundle_id, fields)
+        return StreamedUpload(self._storage, self._memory, bundle_id, record.size, fields)
 
     async def download(
         self, bundle_id: UUID, proof: Proof | None, requested: RangeRequest, *, body: bool = True
@@ -187,13 +188,13 @@ class BundleService:
 
         Without it, the next download has to read the whole bundle to verify it.
         """
-        if record.hmac is not None:
+        if record.hmac is not None and self._storage.records_in_tags:
             record = replace(record, receipt=compute_receipt(proof, bundle_id))
             self._background.start(self._put_tags(bundle_id, record))
 
     async def _put_tags(self, bundle_id: UUID, record: BundleRecord) -> None:
         try:
-            await self._storage.put_tags(bundle_id, record.to_tags())
+            await self._storage.put_tags(bundle_id, record.to_fields())
         except (NotFound, StorageUnavailable):
             _log.warning(
                 "a receipt could not be stored; the next download verifies the bundle again"

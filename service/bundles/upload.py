@@ -38,16 +38,21 @@ class Body(Protocol):
 
 
 class UploadStorage(Protocol):
-    """The part of S3 that an upload needs. Every call may raise `StorageUnavailable`."""
+    """The part of S3 that an upload needs. Every call may raise `StorageUnavailable`.
 
-    async def put(self, bundle_id: UUID, body: Body, tags: Mapping[str, str]) -> None: ...
-    async def create_upload(self, bundle_id: UUID) -> str: ...
+    The `fields` are those of the bundle's record. `complete_upload` may leave an object without
+    them behind if it fails.
+    """
+
+    async def put(self, bundle_id: UUID, body: Body, fields: Mapping[str, str]) -> None: ...
+    async def create_upload(self, bundle_id: UUID, fields: Mapping[str, str]) -> str: ...
     async def upload_part(
         self, bundle_id: UUID, upload_id: str, number: int, body: Body
     ) -> str: ...
-    async def complete_upload(self, bundle_id: UUID, upload_id: str, etags: list[str]) -> None: ...
+    async def complete_upload(
+        self, bundle_id: UUID, upload_id: str, etags: list[str], fields: Mapping[str, str]
+    ) -> None: ...
     async def abort_uploads(self, bundle_id: UUID) -> None: ...
-    async def put_tags(self, bundle_id: UUID, tags: Mapping[str, str]) -> None: ...
     async def delete(self, bundle_id: UUID) -> None: ...
 
 
@@ -59,8 +64,8 @@ class Upload(Protocol):
     async def write(self, chunk: bytes) -> None:
         """Take the next bytes of the bundle."""
 
-    async def complete(self, tags: Mapping[str, str]) -> None:
-        """Create the object with its tags. Called once, after all checks have passed."""
+    async def complete(self) -> None:
+        """Create the object with its record. Called once, after all checks have passed."""
 
     async def roll_back(self) -> Cleanup | None:
         """Release the memory; return what removes the upload from S3, or `None` if not needed."""
@@ -69,7 +74,7 @@ class Upload(Protocol):
 class StreamedUpload:
     """An upload of `size` bytes, sent through one PutObject while it arrives.
 
-    Its `tags` are sent before its first byte, so they do not depend on its contents.
+    Its record is sent before its first byte, so it does not depend on its contents.
     """
 
     def __init__(
@@ -78,12 +83,12 @@ class StreamedUpload:
         memory: Memory,
         bundle_id: UUID,
         size: int,
-        tags: Mapping[str, str],
+        fields: Mapping[str, str],
     ) -> None:
         self.received = 0
         self._storage = storage
         self._bundle_id = bundle_id
-        self._tags = tags
+        self._fields = fields
         self._replay = memory.replay()
         self._stream = UploadStream(size, self._replay)
         self._put: asyncio.Task[None] | None = None
@@ -101,7 +106,7 @@ class StreamedUpload:
             await self._put
             raise StorageUnavailable from None
 
-    async def complete(self, tags: Mapping[str, str]) -> None:  # noqa: ARG002
+    async def complete(self) -> None:
         """Send the last bytes, which makes S3 create the object.
 
         This is shielded from cancellation: the object could still be created after `roll_back`,
@@ -129,7 +134,7 @@ class StreamedUpload:
 
     def _start(self) -> asyncio.Task[None]:
         self._put = put = asyncio.create_task(
-            self._storage.put(self._bundle_id, self._stream, self._tags),
+            self._storage.put(self._bundle_id, self._stream, self._fields),
             context=timing.detached(),
         )
         put.add_done_callback(lambda _: self._stream.fail())
@@ -139,11 +144,14 @@ class StreamedUpload:
 class BufferedUpload:
     """An upload of unknown length, collected in parts of `memory.part_size` bytes."""
 
-    def __init__(self, storage: UploadStorage, memory: Memory, bundle_id: UUID) -> None:
+    def __init__(
+        self, storage: UploadStorage, memory: Memory, bundle_id: UUID, fields: Mapping[str, str]
+    ) -> None:
         self.received = 0
         self._storage = storage
         self._memory = memory
         self._bundle_id = bundle_id
+        self._fields = fields
         self._part = memory.part()
         self._sent_part: PartBuffer | None = None
         self._multipart = False
@@ -165,22 +173,18 @@ class BufferedUpload:
                     await self._send_full_part()
                 await self._part.append(fitting)
 
-    async def complete(self, tags: Mapping[str, str]) -> None:
-        """Create the object with its tags.
-
-        A multipart object gets its tags after CompleteMultipartUpload, because some stores drop the
-        tags given to CreateMultipartUpload. Its id is not sent to the client before that.
-        """
+    async def complete(self) -> None:
+        """Create the object with its record."""
         if self._upload_id is None:
-            await self._create(self._storage.put(self._bundle_id, self._part, tags))
+            creation = self._storage.put(self._bundle_id, self._part, self._fields)
         else:
             await self._finish_part()
             self._send_part(self._upload_id)
             await self._finish_part()
-            await self._create(
-                self._storage.complete_upload(self._bundle_id, self._upload_id, self._etags)
+            creation = self._storage.complete_upload(
+                self._bundle_id, self._upload_id, self._etags, self._fields
             )
-            await self._create(self._storage.put_tags(self._bundle_id, tags))
+        await self._create(creation)
         self._release()
 
     async def roll_back(self) -> Cleanup | None:
@@ -207,7 +211,9 @@ class BufferedUpload:
         """Send the current part, after the one before it, and start a new one."""
         if self._upload_id is None:
             self._multipart = True
-            self._upload_id = await self._create(self._storage.create_upload(self._bundle_id))
+            self._upload_id = await self._create(
+                self._storage.create_upload(self._bundle_id, self._fields)
+            )
         await self._finish_part()
         self._send_part(self._upload_id)
         self._part = self._memory.part()

@@ -6,8 +6,9 @@ client        the S3 client of the process and its configuration
 reads         limits on what the client reads ahead
 retries       which requests are retried, and when
 calls         each call with its timeout, metrics and translated errors
+records       where a bundle's record is: in tags or in metadata
+capabilities  what the store keeps, which is tried with probe objects
 
-bucket        the `init-bucket` command: creates and configures the bucket
-check         the `check` command: reports problems with the bucket
+bucket        the commands `init-bucket`, `check` and `sweep`
 devstore      the embedded store of `serve --dev`
 """

@@ -12,6 +12,7 @@ from service.bundles.stream import StreamBroken
 from service.bundles.upload import Body
 from service.errors import NotFound, StorageUnavailable
 from service.s3.calls import BodyInterrupted, S3Calls
+from service.s3.records import fields_in_metadata
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef
@@ -123,7 +124,8 @@ def object_stat(response: GetObjectOutputTypeDef | HeadObjectOutputTypeDef) -> O
     """Describe the whole object, even if the response holds only a range of it."""
     total = response.get("ContentRange", "").rpartition("/")[2]
     size = int(total) if total else response["ContentLength"]
-    return ObjectStat(size, response["ETag"], response["LastModified"].timestamp())
+    fields = fields_in_metadata(response.get("Metadata", {}))
+    return ObjectStat(size, response["ETag"], response["LastModified"].timestamp(), fields)
 
 
 def body_range(response: GetObjectOutputTypeDef) -> range:

@@ -1,7 +1,7 @@
 """Calls to S3: each has a timeout, is counted, and has its errors translated.
 
 While the service runs, errors of botocore and aiohttp become errors of this service only here.
-`client` translates those at the start, `bucket` and `check` those of their commands.
+`client` translates those at the start, and `bucket` those of its commands.
 """
 
 from __future__ import annotations
@@ -71,7 +71,14 @@ _REMEDIES = {
     "RequestTimeTooSkewed": "set this machine's clock",
     _UNREACHABLE: "check AWS_ENDPOINT_URL_S3 and the network",
 }
-_DEFAULT_REMEDY = "check the credentials and their permissions on the bucket {bucket}"
+_CREDENTIALS = "check the credentials and their permissions on the bucket {bucket}"
+_REMEDIES_BY_STATUS: dict[int, str] = {
+    HTTPStatus.BAD_REQUEST: "check AWS_DEFAULT_REGION and the documentation of this store",
+    HTTPStatus.UNAUTHORIZED: _CREDENTIALS,
+    HTTPStatus.FORBIDDEN: _CREDENTIALS,
+    HTTPStatus.NOT_IMPLEMENTED: "this store does not offer it: run check, or use another store",
+}
+_DEFAULT_REMEDY = "check the health and the configuration of this store"
 
 
 class BodyInterrupted(Exception):
@@ -150,17 +157,18 @@ class S3Calls:
         """
         if isinstance(error, ClientError):
             cause = _CODES_ON_HEAD.get(error_code(error), error_code(error))
-            message = f"S3 refuses {operation}: {cause}"
+            remedy = _REMEDIES_BY_STATUS.get(error_status(error), _DEFAULT_REMEDY)
+            message = f"S3 refuses {error.operation_name}: {cause}"
         elif isinstance(error, BotoCoreError) and not isinstance(error, NETWORK_ERRORS):
-            cause = type(error).__name__
+            cause, remedy = type(error).__name__, _CREDENTIALS
             message = f"S3 client cannot send {operation}: {cause}"
         else:
-            cause = _UNREACHABLE
+            cause, remedy = _UNREACHABLE, _DEFAULT_REMEDY
             message = f"{_UNREACHABLE} for {operation}: {type(error).__name__}"
         now = time.monotonic()
         if now >= self._next_log.get(cause, 0.0):
             self._next_log[cause] = now + LOG_INTERVAL
-            remedy = _REMEDIES.get(cause, _DEFAULT_REMEDY).format(bucket=self._bucket)
+            remedy = _REMEDIES.get(cause, remedy).format(bucket=self._bucket)
             _log.warning("%s; %s", message, remedy)
 
 

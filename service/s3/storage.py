@@ -1,11 +1,11 @@
 """Bundles as S3 objects.
 
-A bundle is the object `{prefix}{uuid}`, and its record is stored in the object's tags. This needs
-the IAM actions s3:PutObject (also for multipart uploads), s3:PutObjectTagging, s3:GetObject,
-s3:GetObjectTagging, s3:DeleteObject, s3:AbortMultipartUpload, and on the bucket
-s3:ListBucketMultipartUploads and s3:ListBucket. Without s3:ListBucket, S3 answers 403 instead of
-404 for an object that does not exist. All S3 features used here work on AWS, LocalStack, Ceph RGW,
-MinIO and moto.
+A bundle is the object `{prefix}{uuid}`. Its record is in the object's tags, or in its metadata for
+stores without tags (HISTORY_RECORDS). This needs the IAM actions s3:PutObject (also for multipart
+uploads), s3:GetObject, s3:DeleteObject, s3:AbortMultipartUpload, for tags also
+s3:PutObjectTagging and s3:GetObjectTagging, and on the bucket s3:ListBucketMultipartUploads and
+s3:ListBucket. Without s3:ListBucket, S3 answers 403 instead of 404 for an object that does not
+exist. `docs/stores.md` lists the stores that offer all this.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING
-from urllib.parse import urlencode
 from uuid import UUID
 
 from service.bundles.ranges import ObjectStat
@@ -23,6 +22,8 @@ from service.bundles.upload import Body
 from service.errors import NotFound, StorageUnavailable
 from service.s3.bodies import ObjectBody, RequestBody, body_range, object_stat
 from service.s3.calls import S3Calls
+from service.s3.capabilities import RecordProbe
+from service.s3.records import Records, fields_in_tags, record_arguments, tag_set
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -37,22 +38,43 @@ _ABORT_ATTEMPTS = 5
 class S3Storage:
     """Implements `bundles.access.Storage` in one bucket."""
 
-    def __init__(self, client: S3Client, calls: S3Calls, *, bucket: str, prefix: str) -> None:
+    def __init__(
+        self,
+        client: S3Client,
+        calls: S3Calls,
+        *,
+        bucket: str,
+        prefix: str,
+        records: Records,
+    ) -> None:
+        self.records_in_tags = records == "tags"
         self._client = client
         self._calls = calls
         self._bucket = bucket
         self._prefix = prefix
+        self._records = records
+        self._probe = RecordProbe(client, calls, bucket=bucket, prefix=prefix, records=records)
 
     async def probe(self) -> None:
-        """HeadBucket. Raises `StorageUnavailable` if the bucket cannot be used."""
+        """HeadBucket, or at the start `require_records`.
+
+        Raises `StorageUnavailable` if the bucket cannot be used, after at most `PROBE_TIMEOUT`.
+        """
+        if not self._probe.kept:
+            await self._probe.require(limit=PROBE_TIMEOUT)
+            return
         async with self._calls.call("HeadBucket", limit=PROBE_TIMEOUT):
             await self._client.head_bucket(Bucket=self._bucket)
 
     def _key(self, bundle_id: UUID) -> str:
         return f"{self._prefix}{bundle_id}"
 
-    async def put(self, bundle_id: UUID, body: Body, tags: Mapping[str, str]) -> None:
-        """PutObject with tags.
+    async def require_records(self) -> None:
+        """Raise `StorageUnavailable` unless a probe has shown that this store keeps records."""
+        await self._probe.require()
+
+    async def put(self, bundle_id: UUID, body: Body, fields: Mapping[str, str]) -> None:
+        """PutObject with the record.
 
         The body may arrive as slowly as its client sends it. So the timeout of this call starts
         when all of the body has arrived. Until then, there are timeouts for the client, and for
@@ -67,11 +89,14 @@ class S3Storage:
                     Body=request_body,  # type: ignore[arg-type]
                     ContentType="application/octet-stream",
                     ContentLength=body.size,
-                    Tagging=urlencode(tags),
+                    **record_arguments(fields, self._records),
                 )
 
-    async def create_upload(self, bundle_id: UUID) -> str:
+    async def create_upload(self, bundle_id: UUID, fields: Mapping[str, str]) -> str:
         """CreateMultipartUpload; returns the UploadId.
+
+        Metadata can only be given here. Tags are added after CompleteMultipartUpload, because some
+        stores drop those given here.
 
         If the request was retried, the first one may have created an upload whose response was
         lost. All other uploads of this bundle are aborted then.
@@ -81,6 +106,7 @@ class S3Storage:
                 Bucket=self._bucket,
                 Key=self._key(bundle_id),
                 ContentType="application/octet-stream",
+                **({} if self.records_in_tags else record_arguments(fields, self._records)),
             )
         upload_id = created["UploadId"]
         if created["ResponseMetadata"]["RetryAttempts"]:
@@ -100,7 +126,15 @@ class S3Storage:
                 )
         return sent["ETag"]
 
-    async def complete_upload(self, bundle_id: UUID, upload_id: str, etags: list[str]) -> None:
+    async def complete_upload(
+        self, bundle_id: UUID, upload_id: str, etags: list[str], fields: Mapping[str, str]
+    ) -> None:
+        """CompleteMultipartUpload, then PutObjectTagging if records are tags."""
+        await self._complete(bundle_id, upload_id, etags)
+        if self.records_in_tags:
+            await self.put_tags(bundle_id, fields)
+
+    async def _complete(self, bundle_id: UUID, upload_id: str, etags: list[str]) -> None:
         """CompleteMultipartUpload.
 
         If the response was lost, S3 answers the retry with NoSuchUpload, because the upload has
@@ -149,13 +183,11 @@ class S3Storage:
                         )
         raise StorageUnavailable
 
-    async def put_tags(self, bundle_id: UUID, tags: Mapping[str, str]) -> None:
+    async def put_tags(self, bundle_id: UUID, fields: Mapping[str, str]) -> None:
         """PutObjectTagging: replaces all tags."""
         async with self._calls.call("PutObjectTagging"):
             await self._client.put_object_tagging(
-                Bucket=self._bucket,
-                Key=self._key(bundle_id),
-                Tagging={"TagSet": [{"Key": name, "Value": value} for name, value in tags.items()]},
+                Bucket=self._bucket, Key=self._key(bundle_id), Tagging=tag_set(fields)
             )
 
     async def get_tags(self, bundle_id: UUID) -> dict[str, str]:
@@ -164,7 +196,7 @@ class S3Storage:
             tagging = await self._client.get_object_tagging(
                 Bucket=self._bucket, Key=self._key(bundle_id)
             )
-        return {tag["Key"]: tag["Value"] for tag in tagging["TagSet"]}
+        return fields_in_tags(tagging)
 
     async def head(self, bundle_id: UUID) -> ObjectStat:
         """HeadObject."""

@@ -23,12 +23,12 @@ RECORDS = [
 
 
 @pytest.mark.parametrize(("record", "tags"), RECORDS)
-def test_record_is_written_to_tags_and_read_from_them(
+def test_record_is_written_to_fields_and_read_from_them(
     record: BundleRecord, tags: dict[str, str]
 ) -> None:
-    assert record.to_tags() == tags
-    assert BundleRecord.from_tags(tags) == record
-    assert BundleRecord.from_tags({**tags, "cost-centre": "42"}) == record
+    assert record.to_fields() == tags
+    assert BundleRecord.from_fields(tags) == record
+    assert BundleRecord.from_fields({**tags, "cost-centre": "42"}) == record
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_record_is_written_to_tags_and_read_from_them(
 def test_object_with_damaged_tags_is_not_a_bundle(damage: dict[str, str | None]) -> None:
     damaged = {**COMPLETE, **damage}
     tags = {name: value for name, value in damaged.items() if value is not None}
-    assert BundleRecord.from_tags(tags) is None
+    assert BundleRecord.from_fields(tags) is None
 
 
 def test_record_with_a_malformed_digest_is_refused() -> None:

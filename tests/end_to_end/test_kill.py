@@ -20,6 +20,8 @@ from tests.support.services.thread import SMALL_PART
 from tests.support.stores import Store
 from tests.support.stores.buckets import multipart_upload_keys, new_bucket, stored_bundles
 
+pytestmark = pytest.mark.both_records
+
 MIB = 1 << 20
 LARGE = os.urandom(SMALL_PART + MIB)
 SMALL, LARGEST = LARGE[:MIB], LARGE * 2

@@ -23,6 +23,8 @@ from tests.support.proxy import Proxy
 from tests.support.services.thread import SMALL_PART, Service, running_service
 from tests.support.stores import Store
 
+pytestmark = pytest.mark.both_records
+
 CONCURRENCY = 16
 
 

@@ -29,6 +29,8 @@ from tests.support.services.thread import SMALL_PART, running_service
 from tests.support.stores import Store
 from tests.support.stores.buckets import new_bucket
 
+pytestmark = pytest.mark.both_records
+
 SETTINGS = settings(
     deadline=None,
     database=None,

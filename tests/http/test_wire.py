@@ -228,7 +228,7 @@ def test_trailers_never_become_headers(service: Service) -> None:
         b"\r\n6\r\nbundle\r\n0\r\nX-HMAC: %b\r\n\r\n" % (b"0" * 64),
     )
     bundle_id = response.split(b"\r\n\r\n")[1].decode()
-    assert "hmac-sha256" not in service.tags(bundle_id)
+    assert "hmac-sha256" not in service.record(bundle_id)
 
 
 def test_root_and_healthz_respond_and_other_requests_get_405_or_404(service: Service) -> None:

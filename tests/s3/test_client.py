@@ -27,8 +27,9 @@ from tests.support.stores.access import aws_environment
 from tests.support.stores.buckets import new_bucket
 
 
-def client_error(code: str) -> ClientError:
-    return ClientError({"Error": {"Code": code}}, "GetObject")
+def client_error(code: str, status: int = 403) -> ClientError:
+    metadata: Any = {"HTTPStatusCode": status}
+    return ClientError({"Error": {"Code": code}, "ResponseMetadata": metadata}, "GetObject")
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,11 @@ def client_error(code: str) -> ClientError:
         (
             client_error("RequestTimeTooSkewed"),
             "S3 refuses GetObject: RequestTimeTooSkewed; set this",
+        ),
+        (client_error("SlowDown", 503), "S3 refuses GetObject: SlowDown; check the health"),
+        (
+            client_error("NotImplemented", 501),
+            "S3 refuses GetObject: NotImplemented; this store does not offer it: run check",
         ),
         (
             NoCredentialsError(),

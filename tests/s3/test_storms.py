@@ -19,6 +19,8 @@ from tests.support.services.metrics import metric_total
 from tests.support.services.thread import SMALL_PART, Service, StartService
 from tests.support.stores import Store
 
+pytestmark = pytest.mark.both_records
+
 MIB = 1 << 20
 KEY = "the key that signs in a storm"
 LONG_STALL = 120.0

@@ -38,7 +38,11 @@ def run(store: Store, s3: Any) -> Run:
             async with connect() as client:
                 metrics, bucket = Metrics(), new_bucket(s3)
                 storage = ControlledStorage(
-                    client, S3Calls(bucket, metrics), bucket=bucket, prefix="history/"
+                    client,
+                    S3Calls(bucket, metrics),
+                    bucket=bucket,
+                    prefix="history/",
+                    records=store.records,
                 )
                 memory = Memory(parts * PART, part_size=PART, timeout=10)
                 bundles = BundleService(

@@ -48,7 +48,7 @@ def test_bundle_is_stored_with_its_record(
     async def test(setup: Setup) -> None:
         bundle_id, record = await setup.bundles.upload(chunks(), UploadClaims(hmac))
         tags = {"expires-at": "60", "hmac-sha256": hmac}
-        assert record.to_tags() == tags
+        assert record.to_fields() == tags
         assert setup.objects() == {str(bundle_id): (bundle, tags)}
         assert setup.storage.calls == calls
 

@@ -59,7 +59,7 @@ def test_record_is_stored_with_the_object(run: Run, bundle: bytes) -> None:
             )
             stored, tags = setup.objects()[str(bundle_id)]
             assert stored == bundle
-            assert tags == record.to_tags()
+            assert tags == record.to_fields()
             return bundle_id, tags
 
         known = {"expires-at": "50", "size": str(len(bundle))}

@@ -120,7 +120,7 @@ def test_upload_with_a_signing_key_is_verified_at_once(
     wait_until(lambda: is_empty(service))
     bundle_id = post(service, bundle, proof, chunked=chunked).text
     expected = compute_receipt(Proof(proof["X-HMAC"], KEY.encode()), UUID(bundle_id))
-    assert service.tags(bundle_id)["receipt"] == expected
+    assert service.record(bundle_id)["receipt"] == expected
     assert service.fetch(bundle_id, proof).content == bundle
 
 

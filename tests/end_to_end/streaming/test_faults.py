@@ -25,6 +25,8 @@ from tests.support.proxy import (
 from tests.support.services.thread import SMALL_PART, Service, StartService
 from tests.support.stores import Store
 
+pytestmark = pytest.mark.both_records
+
 KEY = "a signing key"
 MIB = 1 << 20
 SIZES = [1, 1000, 100_000, 3 * MIB, MAX_REPLAY_SIZE - 1, MAX_REPLAY_SIZE]
@@ -177,9 +179,9 @@ def test_part_of_a_bundle_that_a_store_keeps_is_never_served_and_is_removed(
     assert kept == bundle[: len(kept)]
     assert 0 < len(kept) < size
     bundle_id = key.removeprefix(service.prefix)
-    tags = service.tags(bundle_id)
+    tags = service.record(bundle_id)
     assert tags["size"] == str(size)
-    service.put_tags(
+    service.put_record(
         bundle_id, {name: tags[name] for name in tags.keys() - {"hmac-sha256", "receipt"}}
     )
     for proof in (sign(KEY, kept), sign(KEY, bundle)):

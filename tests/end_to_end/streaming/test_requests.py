@@ -79,7 +79,7 @@ def test_first_download_is_two_requests_at_once_and_one_in_the_background(
     started = time.monotonic()
     assert service.fetch(bundle_id, sign(KEY, bundle)).content == bundle
     assert DELAY < time.monotonic() - started < 2 * DELAY
-    wait_until(lambda: "receipt" in service.tags(bundle_id))
+    wait_until(lambda: "receipt" in service.record(bundle_id))
     operations = requests(proxy)
     assert sorted(operations[:2]) == ["GetObject", "GetObjectTagging"]
     assert operations[2:] == ["PutObjectTagging"]

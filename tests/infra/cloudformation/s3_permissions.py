@@ -18,7 +18,9 @@ ACTIONS = {
     "CompleteMultipartUpload": "s3:PutObject",
     "CreateBucket": "s3:CreateBucket",
     "CreateMultipartUpload": "s3:PutObject",
+    "DeleteBucketEncryption": "s3:PutEncryptionConfiguration",
     "DeleteObject": "s3:DeleteObject",
+    "DeletePublicAccessBlock": "s3:PutBucketPublicAccessBlock",
     "GetBucketEncryption": "s3:GetEncryptionConfiguration",
     "GetBucketLifecycleConfiguration": "s3:GetLifecycleConfiguration",
     "GetBucketVersioning": "s3:GetBucketVersioning",
@@ -43,8 +45,8 @@ Add a line here when the service calls a new operation.
 
 
 def callers_by_action(module: str) -> dict[str, set[str]]:
-    """Return the IAM actions that a module needs, each with the functions that need it."""
-    return _callers_in(SERVICE / "s3" / f"{module}.py")
+    """Return the IAM actions that a module of `service.s3` needs, each with its functions."""
+    return _callers_in(SERVICE / "s3" / f"{module.replace('.', '/')}.py")
 
 
 def modules_that_call_s3() -> set[str]:
@@ -66,9 +68,14 @@ def _callers_in(path: Path) -> dict[str, set[str]]:
 def _actions(node: ast.AST) -> set[str]:
     if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
         return set()
-    client = ast.unparse(node.func.value).split(".")[-1]
-    if client not in {"client", "_client"} or node.func.attr not in OPERATIONS:
+    client, method = ast.unparse(node.func.value).split(".")[-1], node.func.attr
+    if method == "get_paginator":
+        method = ast.literal_eval(node.args[0])
+    if client not in {"client", "_client"} or method not in OPERATIONS:
         return set()
-    operation = OPERATIONS[node.func.attr]
-    tagged = any(keyword.arg == "Tagging" for keyword in node.keywords)
+    operation = OPERATIONS[method]
+    tagged = any(
+        keyword.arg == "Tagging" or ast.unparse(keyword.value).startswith("record_arguments(")
+        for keyword in node.keywords
+    )
     return {ACTIONS[operation]} | ({"s3:PutObjectTagging"} if tagged else set())

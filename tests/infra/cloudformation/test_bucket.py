@@ -10,7 +10,8 @@ from uuid import uuid4
 import pytest
 from pydantic import ValidationError
 
-from service.s3 import bucket, check
+from service.s3.bucket import check, initialization
+from service.s3.bucket.findings import Finding
 from service.s3.client import connect
 from service.settings import Settings
 from tests.infra.cloudformation import templates
@@ -29,7 +30,8 @@ def test_init_bucket_and_check_accept_the_bucket(
     template = Template("bucket", Prefix=prefix, RetentionDays=str(days))
     config = Settings(bucket=f"history-{uuid4()}", prefix=prefix, retention=days * 86_400)
     templates.make_bucket(s3, template, config.bucket)
-    assert init_bucket(store, config) == [
+    *lines, _ = init_bucket(store, config)
+    assert lines == [
         f"bucket {config.bucket}: exists",
         (
             f"lifecycle: unchanged (bundles are removed after {days + 1} days, "
@@ -37,6 +39,7 @@ def test_init_bucket_and_check_accept_the_bucket(
         ),
         "public access: already blocked",
         "encryption: already on",
+        "records: kept in tags",
     ]
     problems = [finding for finding in check_findings(store, config) if not finding.ok]
     assert not problems
@@ -46,13 +49,17 @@ def test_init_bucket_and_check_accept_the_bucket(
     assert json.loads(s3.get_bucket_policy(Bucket=config.bucket)["Policy"]) == json.loads(policy)
 
 
-def check_findings(store: Store, config: Settings) -> list[check.Finding]:
+def check_findings(store: Store, config: Settings) -> list[Finding]:
     """Return the findings of the `check` command."""
 
-    async def findings() -> list[check.Finding]:
+    async def findings() -> list[Finding]:
         async with connect() as client:
             checks = check.check_bucket(
-                client, bucket=config.bucket, prefix=config.prefix, retention=config.retention
+                client,
+                bucket=config.bucket,
+                prefix=config.prefix,
+                retention=config.retention,
+                records=config.records,
             )
             return [finding async for finding in checks]
 
@@ -66,7 +73,7 @@ def test_lifecycle_matches_every_allowed_retention() -> None:
     for days in allowed:
         template = Template("bucket", RetentionDays=days)
         [rule] = template.properties("Bucket")["LifecycleConfiguration"]["Rules"]
-        expected = bucket.lifecycle_rule("bundles/", int(days) * 86_400)
+        expected = initialization.lifecycle_rule("bundles/", int(days) * 86_400)
         assert rule["ExpirationInDays"] == expected["Expiration"]["Days"]
 
 

@@ -22,6 +22,8 @@ from tests.support.proxy import (
 from tests.support.services.thread import SMALL_PART, StartService, running_service
 from tests.support.stores import Store
 
+pytestmark = pytest.mark.both_records
+
 KEY = "a signing key"
 PART = SMALL_PART
 

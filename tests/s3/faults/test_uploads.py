@@ -24,6 +24,8 @@ from tests.support.proxy import Delay, DropResponse, Fault, Proxy, Respond
 from tests.support.services.thread import SMALL_PART, Service, StartService
 from tests.support.stores import Store
 
+pytestmark = pytest.mark.both_records
+
 KEY = "a signing key"
 PART = SMALL_PART
 
@@ -81,11 +83,13 @@ def test_not_found_during_an_upload_is_a_503(
     check_failed_upload(proxied, proxy, fault, WRITES[operation])
 
 
+@pytest.mark.only_tags
 def test_object_is_deleted_even_if_uploads_cannot_be_listed(proxied: Service, proxy: Proxy) -> None:
     proxy.faults.append(Fault("ListMultipartUploads", DENIED))
     check_failed_upload(proxied, proxy, Fault("PutObjectTagging", DENIED), LARGE)
 
 
+@pytest.mark.only_tags
 def test_failure_is_logged_once_with_its_remedy_and_without_the_bundle_id(
     store: Store,
     start_service: StartService,
@@ -118,6 +122,7 @@ def test_upload_that_no_longer_exists_counts_as_aborted(proxied: Service, proxy:
     check_failed_upload(proxied, proxy, Fault("UploadPart", DENIED), LARGE)
 
 
+@pytest.mark.only_tags
 def test_failed_cleanup_is_retried_until_it_succeeds(
     start_service: StartService,
     proxy: Proxy,

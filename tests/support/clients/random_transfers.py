@@ -22,9 +22,9 @@ from tests.support.clients.transfers import (
 from tests.support.proxy import (
     Action,
     Delay,
+    DropHeader,
     DropResponse,
     Fault,
-    IgnoreRange,
     Reset,
     ResetRequest,
     Respond,
@@ -163,6 +163,6 @@ def action(rng: Random) -> Action:
             Throttle(rng.randint(4, 16) << 20),
             Delay(rng.random()),
             DropResponse(),
-            IgnoreRange(),
+            DropHeader("Range"),
         )
     )

@@ -113,7 +113,8 @@ async def read_until_cut(client: Peer, exchange: Exchange) -> bytes:
 
 
 async def respond(client: Peer, exchange: Exchange, status: int, code: str) -> None:
-    body = f"<Error><Code>{code}</Code><Message>Injected.</Message></Error>".encode()
+    error = f"<Error><Code>{code}</Code><Message>Injected.</Message></Error>"
+    body = error.encode() if code else b""
     headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))]
     sent = b"" if exchange.method == "HEAD" else body
     exchange.status, exchange.sent, exchange.completed = status, len(sent), True

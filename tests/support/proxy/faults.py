@@ -1,6 +1,7 @@
 """What the proxy can do to a request or its response, and when."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Event
 
@@ -8,6 +9,8 @@ from threading import Event
 @dataclass(frozen=True)
 class Respond:
     """Reads the request, then responds with an S3 error. The store does not get the request.
+
+    Without a code, the response has no body.
 
     The response is sent after `after_bytes` of the request's body, by default at its end. If it is
     sent before the end, the rest of the body is read and dropped.
@@ -91,8 +94,17 @@ class DropResponse:
 
 
 @dataclass(frozen=True)
-class IgnoreRange:
-    """Forwards the request without its `Range`, for stores that do not check its signature."""
+class DropHeader:
+    """Forwards the request without a header, for stores that do not check its signature."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class DropElement:
+    """Forwards the request without an element of its XML, for stores that check no digest."""
+
+    name: str
 
 
 @dataclass(frozen=True)
@@ -125,7 +137,8 @@ Action = (
     | Throttle
     | Delay
     | DropResponse
-    | IgnoreRange
+    | DropHeader
+    | DropElement
     | AddRange
     | PauseRequest
 )
@@ -138,6 +151,7 @@ class Fault:
     The first `after` matching requests pass. Then the action is applied to every `every`-th one,
     `times` times, or without a limit if that is None. `operation` None matches every request. If
     several faults are due for the same request, only the first one is injected. The others wait.
+    While `condition` is false, no request matches.
     """
 
     operation: str | None
@@ -145,12 +159,13 @@ class Fault:
     times: int | None = 1
     after: int = 0
     every: int = 1
+    condition: Callable[[], bool] = lambda: True
     seen: int = field(default=0, init=False)
     injected: int = field(default=0, init=False)
 
     def count(self, operation: str) -> bool:
         """Count a request. Return whether the fault is due for it."""
-        if self.operation not in (None, operation):
+        if self.operation not in (None, operation) or not self.condition():
             return False
         self.seen += 1
         index = self.seen - self.after - 1

@@ -1,6 +1,7 @@
 """The proxy server: accepts connections and applies the faults to their requests."""
 
 import asyncio
+import re
 import socket
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -24,8 +25,9 @@ from tests.support.proxy.faults import (
     Action,
     AddRange,
     Delay,
+    DropElement,
+    DropHeader,
     Fault,
-    IgnoreRange,
     KeepCutBody,
     PauseRequest,
     ResetRequest,
@@ -37,7 +39,9 @@ from tests.support.proxy.operations import operation_name
 class Proxy:
     """Listens on a free loopback port inside its block. Leaves no thread and no socket behind.
 
-    `receive_buffer` is the size of the kernel's receive buffers, by default the system's.
+    `probes` are the requests for probe objects, with which the service tries what the store keeps.
+    `requests` are all others. `receive_buffer` is the size of the kernel's receive buffers, by
+    default the system's.
     """
 
     def __init__(self, upstream_url: str, *, receive_buffer: int | None = None) -> None:
@@ -46,6 +50,7 @@ class Proxy:
         self._upstream = upstream.hostname, upstream.port or 80
         self.faults: list[Fault] = []
         self.requests: list[Exchange] = []
+        self.probes: list[Exchange] = []
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -125,7 +130,7 @@ class Proxy:
         method, target = request.method.decode(), request.target.decode()
         headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
         exchange = Exchange(operation_name(method, target, headers), method, target, headers)
-        self.requests.append(exchange)
+        (self.probes if "/probe-" in target else self.requests).append(exchange)
         action = self._next_action(exchange.operation)
         match action:
             case Respond(status, code, after_bytes):
@@ -141,10 +146,12 @@ class Proxy:
                     async with asyncio.timeout(seconds):
                         await client.wait_for_disconnect()
                 await self._relay(request, client, exchange, None)
-            case IgnoreRange():
-                await self._relay(_with_header(request, "Range", None), client, exchange, None)
-            case AddRange(value):
-                await self._relay(_with_header(request, "Range", value), client, exchange, None)
+            case DropHeader() | AddRange():
+                await self._relay(_changed(request, action), client, exchange, None)
+            case DropElement(name):
+                body = await read_until_cut(client, exchange)
+                body = re.sub(rf"<{name}>.*?</{name}>".encode(), b"", body, flags=re.DOTALL)
+                await self._replace_body(request, body, client, exchange)
             case KeepCutBody(kept):
                 await self._keep_cut_body(request, client, exchange)
                 kept.set()
@@ -189,16 +196,28 @@ class Proxy:
     async def _keep_cut_body(self, request: h11.Request, client: Peer, exchange: Exchange) -> None:
         """Send what arrives of a request until its client disconnects, which it has to do."""
         body = await read_until_cut(client, exchange)
+        with suppress(OSError, h11.ProtocolError):
+            await self._replace_body(request, body, client, exchange)
+
+    async def _replace_body(
+        self, request: h11.Request, body: bytes, client: Peer, exchange: Exchange
+    ) -> None:
+        """Send a request with another body, and forward the response."""
         store = Peer(h11.CLIENT, *await asyncio.open_connection(*self._upstream))
         try:
             await store.send(_with_header(request, "Content-Length", str(len(body))))
             await store.send(h11.Data(body))
             await store.send(h11.EndOfMessage())
-            while not isinstance(await store.receive(), h11.EndOfMessage):
-                pass
+            await forward_response(store, client, exchange, None)
             store.close()
         finally:
             store.reset()
+
+
+def _changed(request: h11.Request, action: DropHeader | AddRange) -> h11.Request:
+    if isinstance(action, DropHeader):
+        return _with_header(request, action.name, None)
+    return _with_header(request, "Range", action.value)
 
 
 def _with_header(request: h11.Request, name: str, value: str | None) -> h11.Request:

@@ -15,8 +15,15 @@ from service.app import create_app
 from service.drain import Drain
 from service.http.server.listener import listen
 from service.http.server.server import Server
-from service.s3 import bucket
+from service.s3.bucket import initialization
 from service.s3.client import connect
+from service.s3.records import (
+    Records,
+    fields_in_metadata,
+    fields_in_tags,
+    record_arguments,
+    tag_set,
+)
 from service.settings import Settings
 from tests.support.key_leaks import LEAK_DETECTOR
 from tests.support.stores import Store
@@ -36,6 +43,7 @@ class Service:
     prefix: str
     http: httpx.Client = field(repr=False)
     s3: Any = field(repr=False)
+    records: Records
     server: Server = field(repr=False)
 
     def async_client(self) -> httpx.AsyncClient:
@@ -82,17 +90,26 @@ class Service:
                 Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
             )
 
-    def tags(self, bundle_id: str) -> dict[str, str]:
-        tagging = self.s3.get_object_tagging(Bucket=self.bucket, Key=f"{self.prefix}{bundle_id}")
-        return {tag["Key"]: tag["Value"] for tag in tagging["TagSet"]}
-
-    def put_tags(self, bundle_id: str, tags: Mapping[str, str]) -> None:
+    def record(self, bundle_id: str) -> dict[str, str]:
+        """Return the fields of the record, from the object's tags or metadata."""
         location = {"Bucket": self.bucket, "Key": f"{self.prefix}{bundle_id}"}
-        if not tags:
+        if self.records == "metadata":
+            return fields_in_metadata(self.s3.head_object(**location)["Metadata"])
+        return fields_in_tags(self.s3.get_object_tagging(**location))
+
+    def put_record(self, bundle_id: str, fields: Mapping[str, str]) -> None:
+        location = {"Bucket": self.bucket, "Key": f"{self.prefix}{bundle_id}"}
+        if self.records == "metadata":
+            self.s3.copy_object(
+                **location,
+                CopySource=location,
+                MetadataDirective="REPLACE",
+                **record_arguments(fields, "metadata"),
+            )
+        elif fields:
+            self.s3.put_object_tagging(**location, Tagging=tag_set(fields))
+        else:
             self.s3.delete_object_tagging(**location)
-            return
-        tag_set = [{"Key": name, "Value": value} for name, value in tags.items()]
-        self.s3.put_object_tagging(**location, Tagging={"TagSet": tag_set})
 
 
 class StartService(Protocol):
@@ -111,15 +128,20 @@ class StartService(Protocol):
 
 
 def init_bucket(store: Store, settings: Settings) -> list[str]:
-    """Do what the command `init-bucket` does. Return the lines that it prints."""
+    """Do what the command `init-bucket` does. Return the lines that it prints.
+
+    Unless the settings say where records are, they are where the store keeps them.
+    """
+    records = settings.records if "records" in settings.model_fields_set else store.records
 
     async def prepare() -> list[str]:
         async with connect(settings.region) as client:
-            lines = bucket.initialize(
+            lines = initialization.initialize(
                 client,
                 bucket=settings.bucket,
                 prefix=settings.prefix,
                 retention=settings.retention,
+                records=records,
             )
             return [line async for line in lines]
 
@@ -136,9 +158,13 @@ def running_service(
     clock: Callable[[], float] | None = None,
     **settings: Any,
 ) -> Iterator[Service]:
-    """Run a service in a thread, with a new bucket unless the settings name one."""
+    """Run a service in a thread, with a new bucket unless the settings name one.
+
+    When this returns, the service has tried what its store keeps.
+    """
     if "bucket" not in settings:
         settings["bucket"] = new_bucket(s3)
+    settings.setdefault("records", store.records)
     config = Settings(**settings)
     drain = Drain()
     app = create_app(config, drain=drain, clock=clock or time.time)
@@ -169,7 +195,8 @@ def running_service(
                 verify=False,
                 event_hooks=LEAK_DETECTOR.httpx_hooks,
             ) as http:
-                yield Service(url, config.bucket, config.prefix, http, s3, server)
+                http.get("/readyz")
+                yield Service(url, config.bucket, config.prefix, http, s3, config.records, server)
         finally:
             server.should_exit = True
             thread.join(30)

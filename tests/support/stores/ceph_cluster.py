@@ -51,7 +51,10 @@ def ceph(lifecycle_day_seconds: int = -1) -> Iterator[Store]:
         daemons.run("ceph", "--connect-timeout", 30, "osd", "new", osd)
         daemons.run("ceph-osd", "--mkfs", "-i", 0, "--osd-uuid", osd)
         daemons.start("ceph-osd", "-f", "-i", 0)
-        store = Store("ceph", f"http://127.0.0.1:{gateway}", "test", "testsecret")
+        store = Store(
+            *("ceph", f"http://127.0.0.1:{gateway}", "test", "testsecret"),
+            lacks=frozenset({"encryption", "region"}),
+        )
         keys = ("--access-key", store.access_key, "--secret", store.secret_key)
         # This waits until the OSD is up, and creates the pools.
         daemons.run("radosgw-admin", "user", "create", "--uid=test", "--display-name=test", *keys)

@@ -52,19 +52,22 @@ class Daemons:
         self._log.close()
         self._temporary.cleanup()
 
-    def run(self, *command: object) -> None:
-        """Run a command to its end."""
+    def run(self, *command: object) -> str:
+        """Run a command to its end. Return its output."""
         completed = subprocess.run(
             list(map(str, command)),
             env=self.environment,
             stdin=subprocess.DEVNULL,
-            stdout=self._log,
+            stdout=subprocess.PIPE,
             stderr=self._log,
+            text=True,
             timeout=60,
             check=False,
         )
+        self._log.write(completed.stdout.encode())
         if completed.returncode:
             raise self._failure(f"{command[0]} failed")
+        return completed.stdout
 
     def start(self, *command: object, pass_fds: tuple[int, ...] = ()) -> None:
         """Start a process that stays in the foreground. It inherits the descriptors `pass_fds`."""
@@ -98,10 +101,15 @@ class Daemons:
 
 def responds_ok(port: int, path: str) -> bool:
     """Return whether a server on this port responds with 200."""
+    return responds(port, path, 200)
+
+
+def responds(port: int, path: str, status: int) -> bool:
+    """Return whether a server on this port responds with this status."""
     connection = HTTPConnection("127.0.0.1", port, timeout=2)
     try:
         connection.request("GET", path)
-        return connection.getresponse().status == 200
+        return connection.getresponse().status == status
     except (OSError, HTTPException):
         return False
     finally:

@@ -5,11 +5,15 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from tests.support.repository import ROOT
 from tests.support.stores.daemons import Daemons, free_ports, responds_ok
 from tests.support.stores.store import NotInstalled, Store
+
+MOTO_LACKS = frozenset({"credentials", "policies", "upload times"})
+LOCALSTACK_LACKS = frozenset({"credentials", "policies"})
 
 
 @contextmanager
@@ -17,11 +21,18 @@ def moto() -> Iterator[Store]:
     """Start moto's server. All tests of one worker share its buckets."""
     with Daemons() as daemons, socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        launch = Path(__file__).parent / "moto_launch.py"
+        launch = Path(__file__).parent / "launch" / "start_moto.py"
         daemons.start(sys.executable, launch, listener.fileno(), pass_fds=(listener.fileno(),))
         listener.close()
         daemons.wait_until(lambda: responds_ok(port, "/"))
-        yield Store("moto", f"http://127.0.0.1:{port}")
+        yield Store("moto", f"http://127.0.0.1:{port}", lacks=MOTO_LACKS)
+
+
+@contextmanager
+def moto_metadata() -> Iterator[Store]:
+    """Start moto for a service that keeps records in metadata."""
+    with moto() as store:
+        yield replace(store, records="metadata")
 
 
 @contextmanager
@@ -29,7 +40,7 @@ def sink(object_size: int) -> Iterator[Store]:
     """Start a server that discards what it gets, and has a bundle of zeros under every key."""
     with Daemons() as daemons, socket.create_server(("127.0.0.1", 0), backlog=2048) as listener:
         port = listener.getsockname()[1]
-        launch = Path(__file__).parent / "sink_launch.py"
+        launch = Path(__file__).parent / "launch" / "start_sink.py"
         descriptor = listener.fileno()
         daemons.start(sys.executable, launch, descriptor, object_size, pass_fds=(descriptor,))
         listener.close()
@@ -60,11 +71,11 @@ def localstack() -> Iterator[Store]:
             "DNS_ADDRESS": "0",
             "LS_LOG": "warn",
         }
-        launch = Path(__file__).parent / "localstack_launch.py"
+        launch = Path(__file__).parent / "launch" / "start_localstack.py"
         daemons.start(python, launch, listener.fileno(), pass_fds=(listener.fileno(),))
         listener.close()
         daemons.wait_until(lambda: responds_ok(port, "/_localstack/health"))
-        yield Store("localstack", f"http://127.0.0.1:{port}")
+        yield Store("localstack", f"http://127.0.0.1:{port}", lacks=LOCALSTACK_LACKS)
 
 
 def localstack_python() -> Path:

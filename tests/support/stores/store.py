@@ -5,6 +5,25 @@ import socket
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from service.s3.records import Records
+
+FEATURES = {
+    "object tags",
+    "lifecycle rules",
+    "abort rule",  # It drops AbortIncompleteMultipartUpload from lifecycle rules.
+    "encryption",
+    "public access block",
+    "cut bodies",  # It keeps what has arrived of a request that was cut.
+    "credentials",  # It accepts any credentials.
+    "error codes",  # It answers AccessDenied to wrong credentials.
+    "policies",  # Bucket policies do not limit these credentials, or there are none.
+    "region",  # It accepts any region.
+    "separate actions",  # A policy that denies one action denies another one too.
+    "versioning",
+    "upload times",  # It does not say when a multipart upload began.
+    "upload prefixes",  # It lists multipart uploads of one key only.
+}
+
 
 @dataclass(frozen=True)
 class Store:
@@ -15,6 +34,11 @@ class Store:
     access_key: str = "test"
     secret_key: str = field(default="test", repr=False)
     region: str = "us-east-1"
+    records: Records = "tags"
+    """Where this store keeps records, the value of HISTORY_RECORDS."""
+
+    lacks: frozenset[str] = frozenset()
+    """What this store does not offer, of `FEATURES`."""
 
 
 class NotInstalled(Exception):
@@ -32,6 +56,7 @@ def from_environment() -> Store | None:
         access_key=os.environ.get("AWS_ACCESS_KEY_ID", "test"),
         secret_key=os.environ.get("AWS_SECRET_ACCESS_KEY", "test"),
         region=os.environ.get("AWS_DEFAULT_REGION", "us-east-1"),
+        records="metadata" if os.environ.get("RECORDS") == "metadata" else "tags",
     )
 
 

@@ -1,4 +1,4 @@
-"""An S3 server that discards what it gets: `python sink_launch.py FILE_DESCRIPTOR OBJECT_SIZE`.
+"""An S3 server that discards what it gets: `python start_sink.py FILE_DESCRIPTOR OBJECT_SIZE`.
 
 It accepts uploads, also multipart uploads. Under every key it has a bundle of zeros that needs no
 proof. Its size is the number at the end of the key, in hex, but at most OBJECT_SIZE. The server

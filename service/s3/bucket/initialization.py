@@ -3,8 +3,9 @@
 It sets the lifecycle, the public access block and the default encryption. This needs the IAM
 actions s3:ListBucket, s3:CreateBucket, s3:GetLifecycleConfiguration,
 s3:PutLifecycleConfiguration, s3:GetBucketPublicAccessBlock, s3:PutBucketPublicAccessBlock,
-s3:GetEncryptionConfiguration and s3:PutEncryptionConfiguration, and s3:PutObject and
-s3:DeleteObject for a probe object. `storage` lists the actions of the service itself.
+s3:GetEncryptionConfiguration and s3:PutEncryptionConfiguration, and for probe objects s3:PutObject,
+s3:GetObject, s3:DeleteObject, s3:PutObjectTagging and s3:GetObjectTagging (not if records are in
+metadata). `storage` lists the actions of the service itself.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from botocore.exceptions import BotoCoreError, ClientError
@@ -20,6 +21,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 from service.bundles.record import lifecycle_days
 from service.errors import BucketError
 from service.s3.calls import error_code, error_status
+from service.s3.capabilities import NOT_KEPT, describe, keeps_records
+from service.s3.records import Records
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -31,6 +34,10 @@ _NO_CONFIGURATION = {
     "ServerSideEncryptionConfigurationNotFoundError",
 }
 
+_SWEEP = "nothing removes expired bundles: run message-history-server sweep regularly"
+
+_PRIVATE_ACLS = "keep the bucket's ACLs private"
+
 _BLOCKED = {
     "BlockPublicAcls": True,
     "IgnorePublicAcls": True,
@@ -41,6 +48,11 @@ _BLOCKED_ON_CEPH = {**_BLOCKED, "BlockPublicAcls": False}
 """Ceph 16 also refuses the owner's uploads if BlockPublicAcls is set."""
 
 
+def lifecycle_rule_id(prefix: str) -> str:
+    """Return the ID of the lifecycle rule for this prefix."""
+    return f"message-history-server {prefix}"
+
+
 def lifecycle_rule(prefix: str, retention: int) -> LifecycleRuleOutputTypeDef:
     """Return the rule that removes expired bundles and abandoned multipart uploads.
 
@@ -48,7 +60,7 @@ def lifecycle_rule(prefix: str, retention: int) -> LifecycleRuleOutputTypeDef:
     removes a bundle before it expires. It has no tag filter, because not every store supports one.
     """
     return {
-        "ID": f"message-history-server {prefix}",
+        "ID": lifecycle_rule_id(prefix),
         "Status": "Enabled",
         "Filter": {"Prefix": prefix},
         "Expiration": {"Days": lifecycle_days(retention)},
@@ -57,18 +69,25 @@ def lifecycle_rule(prefix: str, retention: int) -> LifecycleRuleOutputTypeDef:
 
 
 async def initialize(
-    client: S3Client, *, bucket: str, prefix: str, retention: int
+    client: S3Client, *, bucket: str, prefix: str, retention: int, records: Records
 ) -> AsyncIterator[str]:
     """Create the bucket, or update its configuration; yields one line of output for each step.
 
-    Safe to repeat: correct settings are not changed, and lifecycle rules of others are kept. Raises
-    `BucketError`, which says what to do next.
+    Safe to repeat: correct settings are not changed, and lifecycle rules of others are kept. Each
+    setting is read back, and undone if the store refuses to write with it. Raises `BucketError`,
+    which says what to do next, only if bundles cannot be kept safely.
     """
     with _translate_errors(bucket):
         yield await _bucket(client, bucket)
         yield await _lifecycle(client, bucket, lifecycle_rule(prefix, retention))
         yield await _public_access_block(client, bucket, prefix)
-        yield await _encryption(client, bucket)
+        yield await _encryption(client, bucket, prefix)
+        if error := await _write_error(client, bucket, prefix):
+            raise error
+        if not await keeps_records(client, bucket, prefix, records):
+            raise BucketError(NOT_KEPT[records])
+        yield f"records: kept in {records}"
+        yield f"store: {await describe(client, bucket, prefix)}"
 
 
 async def _bucket(client: S3Client, bucket: str) -> str:
@@ -95,83 +114,124 @@ async def _bucket(client: S3Client, bucket: str) -> str:
 
 async def _lifecycle(client: S3Client, bucket: str, rule: LifecycleRuleOutputTypeDef) -> str:
     days = rule["Expiration"]["Days"]
+    try:
+        rules = await _lifecycle_rules(client, bucket)
+        before = _own_rule(rules, rule)
+        others = [old for old in rules if old.get("ID") != rule["ID"]]
+        if before != rule:
+            await client.put_bucket_lifecycle_configuration(
+                Bucket=bucket, LifecycleConfiguration={"Rules": [*others, rule]}
+            )
+            rules = await _lifecycle_rules(client, bucket)
+    except ClientError as error:
+        return _not_offered(error, f"lifecycle: not offered by this store; {_SWEEP}")
+    kept = _own_rule(rules, rule)
+    if kept.get("Expiration") != rule["Expiration"]:
+        return f"lifecycle: this store does not keep the rule; {_SWEEP}"
     effect = f"bundles are removed after {days} days, abandoned uploads after 1"
-    rules: list[LifecycleRuleOutputTypeDef] = []
-    with _absence_allowed():
-        configuration = await client.get_bucket_lifecycle_configuration(Bucket=bucket)
-        rules = configuration["Rules"]
-    ours = [old for old in rules if old.get("ID") == rule["ID"]]
-    if ours and all(ours[0].get(name) == value for name, value in rule.items()):
+    if "AbortIncompleteMultipartUpload" not in kept:
+        effect = (
+            f"bundles are removed after {days} days; this store does not keep "
+            "AbortIncompleteMultipartUpload: unless it removes abandoned uploads by itself, run "
+            "message-history-server sweep regularly"
+        )
+    if before == kept:
         return f"lifecycle: unchanged ({effect})"
-    others = [old for old in rules if old.get("ID") != rule["ID"]]
-    await client.put_bucket_lifecycle_configuration(
-        Bucket=bucket, LifecycleConfiguration={"Rules": [*others, rule]}
-    )
-    before = ours[0].get("Expiration", {}).get("Days", 0) if ours else 0
-    if before > days:
+    days_before = before.get("Expiration", {}).get("Days", 0)
+    if days_before > days:
         return (
-            f"lifecycle: shortened from {before} days; bundles with a later expiry are removed "
-            f"early ({effect})"
+            f"lifecycle: shortened from {days_before} days; bundles with a later expiry are "
+            f"removed early ({effect})"
         )
     return f"lifecycle: set ({effect})"
 
 
-async def _public_access_block(client: S3Client, bucket: str, prefix: str) -> str:
+async def _lifecycle_rules(client: S3Client, bucket: str) -> list[LifecycleRuleOutputTypeDef]:
+    with _absence_allowed():
+        return (await client.get_bucket_lifecycle_configuration(Bucket=bucket))["Rules"]
+    return []
+
+
+def _own_rule(
+    rules: list[LifecycleRuleOutputTypeDef], rule: LifecycleRuleOutputTypeDef
+) -> LifecycleRuleOutputTypeDef:
+    """Return what the store has of our rule: those of its fields that we set."""
+    ours: Any = next((old for old in rules if old.get("ID") == rule["ID"]), {})
+    return {name: ours[name] for name in rule if name in ours}  # type: ignore[return-value]
+
+
+async def _public_access_block(  # noqa: PLR0911 - one line of output for each outcome
+    client: S3Client, bucket: str, prefix: str
+) -> str:
     """Block public access; without BlockPublicAcls if that stops uploads, as on Ceph 16."""
 
-    async def put(block: Mapping[str, bool]) -> None:
-        await client.put_public_access_block(
-            Bucket=bucket,
-            PublicAccessBlockConfiguration=block,  # type: ignore[arg-type]
-        )
-
-    current: object = None
-    try:
+    async def current() -> Mapping[str, bool]:
         with _absence_allowed():
             response = await client.get_public_access_block(Bucket=bucket)
-            current = response.get("PublicAccessBlockConfiguration")
-        if current == _BLOCKED:
+            return response.get("PublicAccessBlockConfiguration", {})  # type: ignore[return-value]
+        return {}
+
+    try:
+        before = await current()
+        if before == _BLOCKED:
             return "public access: already blocked"
-        if current == _BLOCKED_ON_CEPH and not client.meta.endpoint_url.endswith("amazonaws.com"):
+        if before == _BLOCKED_ON_CEPH and not client.meta.endpoint_url.endswith("amazonaws.com"):
             return "public access: already blocked, except BlockPublicAcls"
-        could_write = await _writable(client, bucket, prefix)
-        await put(_BLOCKED)
-        if could_write and not await _writable(client, bucket, prefix):
-            await put(_BLOCKED_ON_CEPH)
-            return "public access: blocked, except BlockPublicAcls (it stops uploads on this store)"
+        could_write = await _write_error(client, bucket, prefix) is None
+        for block in (_BLOCKED, _BLOCKED_ON_CEPH):
+            await client.put_public_access_block(
+                Bucket=bucket,
+                PublicAccessBlockConfiguration=block,  # type: ignore[arg-type]
+            )
+            if not could_write or await _write_error(client, bucket, prefix) is None:
+                break
+        else:
+            await client.delete_public_access_block(Bucket=bucket)
+            return (
+                f"public access: not blocked, as this store then refuses uploads; {_PRIVATE_ACLS}"
+            )
+        if await current() != block:
+            return f"public access: this store does not keep the block; {_PRIVATE_ACLS}"
     except ClientError as error:
         return _not_offered(
-            error, "public access: block not offered by this store; keep the bucket's ACLs private"
+            error, f"public access: block not offered by this store; {_PRIVATE_ACLS}"
         )
+    if block == _BLOCKED_ON_CEPH:
+        return "public access: blocked, except BlockPublicAcls (it stops uploads on this store)"
     return "public access: blocked"
 
 
-async def _writable(client: S3Client, bucket: str, prefix: str) -> bool:
-    """Return whether these credentials can write an object; the object is removed again."""
+async def _write_error(client: S3Client, bucket: str, prefix: str) -> ClientError | None:
+    """Try to write an object, and remove it again; return the store's error if it refuses."""
     key = f"{prefix}probe-{uuid4()}"
     try:
         await client.put_object(Bucket=bucket, Key=key, Body=b"")
         await client.delete_object(Bucket=bucket, Key=key)
     except ClientError as error:
-        if error_status(error) != HTTPStatus.FORBIDDEN:
-            raise
-        return False
-    return True
+        return error
+    return None
 
 
-async def _encryption(client: S3Client, bucket: str) -> str:
+async def _encryption(client: S3Client, bucket: str, prefix: str) -> str:
     try:
         with _absence_allowed():
             encryption = await client.get_bucket_encryption(Bucket=bucket)
             # Ceph 16 responds without rules. MinIO without a KMS refuses to set any.
             if encryption["ServerSideEncryptionConfiguration"].get("Rules"):
                 return "encryption: already on"
+        could_write = await _write_error(client, bucket, prefix) is None
         await client.put_bucket_encryption(
             Bucket=bucket,
             ServerSideEncryptionConfiguration={
                 "Rules": [{"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}]
             },
         )
+        if could_write and (refusal := await _write_error(client, bucket, prefix)):
+            await client.delete_bucket_encryption(Bucket=bucket)
+            return (
+                "encryption: not possible on this store, which then refuses uploads "
+                f"({error_code(refusal)}), so it is off again; clients encrypt their bundles anyway"
+            )
     except ClientError as error:
         return _not_offered(
             error, "encryption: not offered by this store; clients encrypt their bundles anyway"

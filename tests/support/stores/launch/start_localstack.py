@@ -1,5 +1,5 @@
 # mypy: disable-error-code="import-not-found"
-"""LocalStack's S3 on a bound socket: `python localstack_launch.py FILE_DESCRIPTOR`.
+"""LocalStack's S3 on a bound socket: `python start_localstack.py FILE_DESCRIPTOR`.
 
 servers.py starts this file with the Python interpreter of LocalStack's virtual environment.
 

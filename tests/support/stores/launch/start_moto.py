@@ -1,4 +1,4 @@
-"""moto's S3 on a listening socket: `python moto_launch.py FILE_DESCRIPTOR`.
+"""moto's S3 on a listening socket: `python start_moto.py FILE_DESCRIPTOR`.
 
 servers.py starts this file in a separate process. In the process of the tests, coverage would trace
 moto's code, and moto and the tests would wait for each other's GIL.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,12 @@ from uuid import uuid4
 from botocore.exceptions import BotoCoreError, ClientError
 
 from service.bundles.record import lifecycle_days
+from service.s3.bucket.findings import Finding, failure
+from service.s3.bucket.initialization import lifecycle_rule_id
+from service.s3.bucket.permissions import check_permissions
 from service.s3.calls import NETWORK_ERRORS, error_code, error_status
+from service.s3.capabilities import NOT_KEPT, REFUSALS, describe, keeps_records
+from service.s3.records import Records
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -33,6 +37,7 @@ _REGION = ("region", "not the bucket's region", "set AWS_DEFAULT_REGION to the b
 _CONNECTION_PROBLEMS = {
     "InvalidAccessKeyId": _CREDENTIALS,
     "SignatureDoesNotMatch": _CREDENTIALS,
+    "XAdminUserNotFound": _CREDENTIALS,  # versitygw's InvalidAccessKeyId.
     "InvalidToken": _CREDENTIALS,
     "ExpiredToken": ("credentials", "expired", "renew them"),
     "PermanentRedirect": _REGION,
@@ -44,28 +49,15 @@ _CONNECTION_PROBLEMS = {
     ),
     "RequestTimeTooSkewed": ("clock", "more than 15 minutes off", "set this machine's clock"),
 }
-_DENIED = ("s3:ListBucket", "denied", "allow it for these credentials, or use others")
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of one check: its subject and a message, and for a problem what to do about it."""
-
-    subject: str
-    message: str
-    remedy: str | None = None
-
-    @property
-    def ok(self) -> bool:
-        return self.remedy is None
-
-
-async def check_bucket(
+async def check_bucket(  # noqa: PLR0913 - the settings, each by its name
     client: S3Client,
     *,
     bucket: str,
     prefix: str,
     retention: int,
+    records: Records,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Finding]:
     """Yield a finding for everything that the service needs of its bucket.
@@ -83,8 +75,14 @@ async def check_bucket(
     yield Finding("bucket", f"{bucket} exists")
     yield await _check_region(client, bucket)
     yield _check_clock(headers, clock())
-    async for finding in _check_permissions(client, bucket, f"{prefix}{uuid4()}"):
+    permitted = True
+    async for finding in check_permissions(client, bucket, f"{prefix}{uuid4()}", records):
+        permitted = permitted and finding.ok
         yield finding
+    if permitted:
+        yield await _check_records(client, bucket, prefix, records)
+        with suppress(ClientError):
+            yield Finding("store", await describe(client, bucket, prefix))
     for subject, check in _CONFIGURATION_CHECKS.items():
         try:
             yield await check(client, bucket, prefix, retention)
@@ -96,8 +94,10 @@ def _connection_problem(error: Exception, client: S3Client) -> Finding:
     """Say why the bucket cannot be reached."""
     if isinstance(error, ClientError):
         code = error_code(error)
-        subject, message, remedy = _CONNECTION_PROBLEMS.get(code, _DENIED)
-        return Finding(subject, f"{message} ({code})", remedy)
+        if code in _CONNECTION_PROBLEMS:
+            subject, message, remedy = _CONNECTION_PROBLEMS[code]
+            return Finding(subject, f"{message} ({code})", remedy)
+        return failure("s3:ListBucket", error, "allow it for these credentials, or use others")
     kind = type(error).__name__
     if isinstance(error, NETWORK_ERRORS):
         message = f"{client.meta.endpoint_url} cannot be reached ({kind})"
@@ -132,86 +132,15 @@ def _check_clock(headers: Mapping[str, str], now: float) -> Finding:
     return Finding("clock", message, remedy)
 
 
-class _Probe:
-    """An object and a multipart upload on which every permission is tried.
-
-    The object has no valid record in its tags, so it is not a bundle. The attempts for
-    AbortMultipartUpload and DeleteObject remove both again.
-    """
-
-    def __init__(self, client: S3Client, bucket: str, key: str) -> None:
-        self._client = client
-        self._location: Any = {"Bucket": bucket, "Key": key}
-        self._upload_id = ""
-
-    async def put(self) -> None:
-        await self._client.put_object(**self._location, Body=b"probe")
-
-    async def put_tags(self) -> None:
-        tags: Any = {"TagSet": [{"Key": "probe", "Value": "probe"}]}
-        await self._client.put_object_tagging(**self._location, Tagging=tags)
-
-    async def get_tags(self) -> None:
-        await self._client.get_object_tagging(**self._location)
-
-    async def get(self) -> None:
-        async with (await self._client.get_object(**self._location))["Body"] as body:
-            await body.read()
-
-    async def create_upload(self) -> None:
-        created = await self._client.create_multipart_upload(**self._location)
-        self._upload_id = created["UploadId"]
-
-    async def list_uploads(self) -> None:
-        await self._client.list_multipart_uploads(
-            Bucket=self._location["Bucket"], Prefix=self._location["Key"]
-        )
-
-    async def abort_upload(self) -> None:
-        await self._client.abort_multipart_upload(**self._location, UploadId=self._upload_id)
-
-    async def delete(self) -> None:
-        await self._client.delete_object(**self._location)
-
-    async def head_missing(self) -> None:
-        """Without s3:ListBucket, S3 answers 403 for an object that does not exist."""
-        try:
-            await self._client.head_object(**self._location)
-        except ClientError as error:
-            if error_status(error) != HTTPStatus.NOT_FOUND:
-                raise
-
-
-_ATTEMPTS = (
-    ("s3:PutObject", _Probe.put, None),
-    ("s3:PutObjectTagging", _Probe.put_tags, _Probe.put),
-    ("s3:GetObjectTagging", _Probe.get_tags, _Probe.put),
-    ("s3:GetObject", _Probe.get, _Probe.put),
-    ("s3:PutObject (multipart)", _Probe.create_upload, None),
-    ("s3:ListBucketMultipartUploads", _Probe.list_uploads, None),
-    ("s3:AbortMultipartUpload", _Probe.abort_upload, _Probe.create_upload),
-    ("s3:DeleteObject", _Probe.delete, None),
-    ("s3:ListBucket", _Probe.head_missing, _Probe.delete),
-)
-"""IAM actions, how each one is tried, and which attempt must have succeeded before."""
-
-
-async def _check_permissions(client: S3Client, bucket: str, key: str) -> AsyncIterator[Finding]:
-    probe, succeeded = _Probe(client, bucket, key), set[object]()
-    for action, attempt, prerequisite in _ATTEMPTS:
-        if prerequisite is not None and prerequisite not in succeeded:
-            continue
-        try:
-            await attempt(probe)
-        except (ClientError, BotoCoreError) as error:
-            code = error_code(error) if isinstance(error, ClientError) else type(error).__name__
-            remedy = f"allow it on {bucket} in the credentials' policies and in the bucket's"
-            if attempt in {_Probe.delete, _Probe.abort_upload}:
-                remedy += f"; the lifecycle removes the probe {key}"
-            yield Finding(action, f"denied ({code})", remedy)
-        else:
-            succeeded.add(attempt)
-            yield Finding(action, "allowed")
+async def _check_records(client: S3Client, bucket: str, prefix: str, records: Records) -> Finding:
+    """Check that the store keeps records where HISTORY_RECORDS wants them."""
+    try:
+        if await keeps_records(client, bucket, prefix, records):
+            return Finding("records", f"kept in {records}")
+    except ClientError as error:
+        return failure("records", error, "allow the denied actions above")
+    problem, _, remedy = NOT_KEPT[records].partition(": ")
+    return Finding("records", problem, remedy)
 
 
 async def _check_lifecycle(client: S3Client, bucket: str, prefix: str, retention: int) -> Finding:
@@ -237,11 +166,19 @@ async def _check_lifecycle(client: S3Client, bucket: str, prefix: str, retention
         )
     elif not any("Expiration" in rule for rule in covering):
         problem = f"no rule removes the objects under {prefix}"
-    elif not any("AbortIncompleteMultipartUpload" in rule for rule in covering):
+    elif not any(
+        "AbortIncompleteMultipartUpload" in rule or rule.get("ID") == lifecycle_rule_id(prefix)
+        for rule in covering
+    ):
+        # A rule of init-bucket without this setting means that the store has dropped it. MinIO
+        # does, and aborts abandoned uploads by itself.
         problem = "no rule aborts abandoned multipart uploads"
     if problem is None:
         return Finding("lifecycle", f"bundles are removed after {min(expirations)} days")
-    remedy = "run init-bucket, and change every other rule that removes bundles earlier"
+    remedy = (
+        "run init-bucket, and change every other rule that removes bundles earlier; if this store "
+        "does not keep the rule, run message-history-server sweep regularly"
+    )
     return Finding("lifecycle", problem, remedy)
 
 
@@ -269,7 +206,8 @@ async def _check_public_access(client: S3Client, bucket: str, *_: object) -> Fin
     # Not BlockPublicAcls: init-bucket leaves it off on stores where it stops uploads.
     required = ("IgnorePublicAcls", "BlockPublicPolicy", "RestrictPublicBuckets")
     if missing := [name for name in required if not flags.get(name)]:
-        return Finding("public access", f"{missing[0]} is not set", "run init-bucket")
+        remedy = "run init-bucket, which says whether this store keeps it"
+        return Finding("public access", f"{missing[0]} is not set", remedy)
     return Finding("public access", "blocked")
 
 
@@ -288,6 +226,13 @@ _CONFIGURATION_CHECKS: Mapping[str, Callable[[S3Client, str, str, int], Awaitabl
 }
 
 
+_WITHOUT = {
+    "lifecycle": "run message-history-server sweep regularly to remove expired bundles",
+    "public access": "keep the bucket's ACLs private",
+    "versioning": "nothing to do",
+}
+
+
 def _unreadable(subject: str, error: ClientError) -> Finding:
     """Report a configuration that the store does not have or does not show."""
     code = error_code(error)
@@ -297,4 +242,6 @@ def _unreadable(subject: str, error: ClientError) -> Finding:
             "and s3:GetBucketVersioning, or check it yourself"
         )
         return Finding(subject, f"reading is denied ({code})", remedy)
-    return Finding(subject, f"not offered by this store ({code})")
+    if error_status(error) not in REFUSALS:
+        return failure(subject, error, "")
+    return Finding(subject, f"not offered by this store ({code}); {_WITHOUT[subject]}")

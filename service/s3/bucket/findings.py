@@ -1,0 +1,36 @@
+"""What `check` and `permissions` report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from botocore.exceptions import ClientError
+
+from service.s3.calls import error_code, error_status
+from service.s3.capabilities import REFUSALS
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check: its subject and a message, and for a problem what to do about it."""
+
+    subject: str
+    message: str
+    remedy: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.remedy is None
+
+
+def failure(subject: str, error: ClientError, denied_remedy: str) -> Finding:
+    """Say who is to blame for an error: the credentials, or the store."""
+    code, status = error_code(error), error_status(error)
+    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        return Finding(subject, f"denied ({code})", denied_remedy)
+    if status in REFUSALS:
+        remedy = "use another store, or another version of this one: see docs/stores.md"
+        return Finding(subject, f"not offered by this store ({code})", remedy)
+    remedy = "check the health and the configuration of this store, such as its encryption"
+    return Finding(subject, f"fails in this store ({code})", remedy)
