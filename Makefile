@@ -14,7 +14,7 @@ COVERAGE := $(if $(filter true,$(CI)),--cov --cov-report=)
 # Let Python cache compiled modules: the tests start many Python processes.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test store stack soak bench install-test lint format clean lock localstack infra-tools ministack
+.PHONY: run test store stack soak bench install-test lint format clean lock localstack infra-tools ministack stores test-stores
 
 run: $(VENV)/dev-ready  ## the service with an embedded S3 store, in memory
 	@$(BIN)/python -m service serve --dev
@@ -31,6 +31,11 @@ stack: $(VENV)/test-ready $(LOCALSTACK)/ready  ## localstack.yml without Docker:
 
 soak: $(VENV)/test-ready  ## the tests that take minutes
 	$(BIN)/python -m pytest -m soak -s --timeout=900
+	$(MAKE) test-stores
+
+test-stores: $(VENV)/test-ready  ## the tests of every store, on those that `make stores` builds
+	STORES=minio,versitygw,seaweedfs,garage \
+		$(BIN)/python -m pytest -m 'every_store and not soak' --numprocesses 4 --dist loadgroup
 
 bench: $(VENV)/test-ready $(MINISTACK)/ready  ## compare the throughput with S3 itself, with a plot
 	$(BIN)/python -m tests.bench --save tests/bench
@@ -55,7 +60,7 @@ ministack: $(MINISTACK)/ready  ## MiniStack, the S3 store that the benchmark use
 infra-tools: $(INFRA)/ready  ## linters for the CloudFormation and Kubernetes files
 
 clean:
-	rm -rf $(VENV) $(LOCALSTACK) $(INFRA) $(MINISTACK) .coverage* .*_cache .hypothesis build dist
+	rm -rf $(VENV) $(LOCALSTACK) $(INFRA) $(MINISTACK) .stores .coverage* .*_cache .hypothesis build dist
 
 # --- Installation -------------------------------------------------------------------------------
 # Every lock in requirements/ lists all packages with their hashes, so pip installs them without
@@ -101,6 +106,32 @@ $(LOCALSTACK)/ready $(INFRA)/ready $(MINISTACK)/ready:
 	$(call install_lock,$(@D),$<)
 	$(call check_installed,$(@D))
 	@touch $@
+
+# --- S3 servers that are built from source ------------------------------------------------------
+# Go and cargo compare what they download with the checksums that are published for each version.
+include requirements/stores.mk
+
+stores: .stores/minio .stores/versitygw .stores/weed .stores/garage  ## S3 servers, in 15 minutes
+
+.stores/minio: PACKAGE := github.com/minio/minio
+.stores/minio: MODULE := $(MINIO)
+.stores/versitygw: PACKAGE := github.com/versity/versitygw/cmd/versitygw
+.stores/versitygw: MODULE := $(VERSITYGW)
+.stores/weed: PACKAGE := github.com/seaweedfs/seaweedfs/weed
+.stores/weed: MODULE := $(SEAWEEDFS)
+
+# Some of these modules have replacements in their go.mod, which `go install` refuses.
+.stores/minio .stores/versitygw .stores/weed: requirements/stores.mk
+	@echo 'Building $(MODULE) …'
+	@rm -rf $@-build && mkdir -p $@-build
+	@cd $@-build && { go mod init build && go get $(MODULE) && \
+		go build -mod=mod -trimpath -o program $(PACKAGE); } >log 2>&1 || { cat log >&2; exit 1; }
+	@mv $@-build/program $@ && rm -rf $@-build
+
+.stores/garage: requirements/stores.mk
+	@echo 'Building $(GARAGE) …'
+	@cargo install --quiet --locked --root $@-build $(GARAGE)
+	@mv $@-build/bin/garage $@ && rm -rf $@-build
 
 # --- Locks --------------------------------------------------------------------------------------
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-strip-extras \
