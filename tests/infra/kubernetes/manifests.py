@@ -11,7 +11,7 @@ from tests.support.repository import ROOT
 
 KUBERNETES = ROOT / "infra" / "kubernetes"
 EXAMPLE = KUBERNETES / "example"
-COMPONENTS = [KUBERNETES / "monitoring", KUBERNETES / "scaling-by-memory"]
+COMPONENTS = [KUBERNETES / name for name in ("monitoring", "scaling-by-memory", "sweeping")]
 DOCKERFILE = (ROOT / "infra" / "Dockerfile").read_text()
 OLDEST_KUBERNETES = "1.27"
 """The oldest supported Kubernetes. The newest is the default of kubernetes-validate."""
@@ -105,6 +105,8 @@ def containers(objects: list[Object]) -> Iterator[Any]:
     for item in objects:
         if item["kind"] == "Deployment":
             yield from item["spec"]["template"]["spec"]["containers"]
+        elif item["kind"] == "CronJob":
+            yield from item["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
 
 
 def route_paths() -> set[str]:

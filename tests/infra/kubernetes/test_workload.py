@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from service.bundles import background
+from service.cli import main
 from service.http.server import server
 from service.s3 import calls, storage
 from service.settings import Settings
@@ -28,6 +29,23 @@ def test_ports_match_the_service_and_each_other(
             "name": objects["Service"]["metadata"]["name"],
             "port": {"name": service["name"]},
         }
+
+
+def test_sweep_runs_like_the_service(objects: dict[str, Any], pod: Any, container: Any) -> None:
+    """It has the same image, settings and restrictions, but gets no requests."""
+    sweep = objects["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]
+    [sweeper] = sweep["spec"]["containers"]
+    [command] = sweeper["args"]
+    assert command == "sweep"
+    assert command in main.commands
+    for name in ("image", "envFrom", "securityContext"):
+        assert sweeper[name] == container[name]
+    for name in (
+        *("serviceAccountName", "automountServiceAccountToken", "enableServiceLinks"),
+        "securityContext",
+    ):
+        assert sweep["spec"][name] == pod["spec"][name]
+    assert sweep["metadata"]["labels"] != pod["metadata"]["labels"]
 
 
 def test_probes_call_the_health_checks(container: Any) -> None:

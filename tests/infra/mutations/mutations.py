@@ -181,6 +181,18 @@ MUTATIONS = [
         "kubernetes/test_workload::test_pod_has_enough_time_to_shut_down",
     ),
     Mutation(
+        "infra/kubernetes/sweeping/cron-job.yaml",
+        "                - sweep\n",
+        "                - serve\n",
+        "kubernetes/test_workload::test_sweep_runs_like_the_service",
+    ),
+    Mutation(
+        "infra/kubernetes/sweeping/kustomization.yaml",
+        "  - cron-job.yaml\n",
+        "",
+        "kubernetes/test_manifests::test_every_file_is_listed_in_a_kustomization",
+    ),
+    Mutation(
         f"{EXAMPLE}/kustomization.yaml",
         "namespace: history\n",
         "namespace: default\n",
