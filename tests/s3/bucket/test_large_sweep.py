@@ -103,8 +103,8 @@ def test_killed_sweeps_are_continued_and_remove_exactly_what_has_expired(
 
     started, peaks = time.monotonic(), {}
     with sweepers(store, bucket, 2) as processes:
-        while any(process.poll() is None for process in processes):
-            for process in processes:
+        while running := [process for process in processes if process.poll() is None]:
+            for process in running:
                 with suppress(AssertionError):  # A process that has just ended has no memory.
                     peaks[process.pid] = process_memory(process.pid, "VmHWM")
             time.sleep(0.1)
