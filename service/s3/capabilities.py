@@ -100,10 +100,12 @@ class Probe:
                 ContentLength=body.size,
             )
         )
+        half_sent = asyncio.create_task(body.half_sent.wait())
         try:
-            async with asyncio.timeout(PROBE_TIMEOUT):
-                await body.half_sent.wait()
+            done = asyncio.FIRST_COMPLETED
+            await asyncio.wait((put, half_sent), timeout=PROBE_TIMEOUT, return_when=done)
         finally:
+            half_sent.cancel()
             put.cancel()
             await asyncio.gather(put, return_exceptions=True)
         deadline = time.monotonic() + CUT_BODY_TIMEOUT

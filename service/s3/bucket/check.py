@@ -81,7 +81,7 @@ async def check_bucket(  # noqa: PLR0913 - the settings, each by its name
         yield finding
     if permitted:
         yield await _check_records(client, bucket, prefix, records)
-        with suppress(ClientError):
+        with suppress(ClientError, BotoCoreError):
             yield Finding("store", await describe(client, bucket, prefix))
     for subject, check in _CONFIGURATION_CHECKS.items():
         try:
