@@ -109,7 +109,7 @@ $(LOCALSTACK)/ready $(INFRA)/ready $(MINISTACK)/ready:
 
 # --- S3 servers that are built from source ------------------------------------------------------
 # Go and cargo compare what they download with the checksums that are published for each version.
-include requirements/stores.mk
+-include requirements/stores.mk
 
 stores: .stores/minio .stores/versitygw .stores/weed .stores/garage  ## S3 servers, in 15 minutes
 

@@ -12,7 +12,7 @@ from tests.support.repository import ROOT
 from tests.support.services.process import clean_environment
 from tests.support.stores import Store, free_ports
 from tests.support.stores.access import aws_environment, s3_client
-from tests.support.stores.selection import STORES, chosen_stores
+from tests.support.stores.selection import QUICK_STORES, STORES, chosen_stores
 
 pytestmark = only_ci
 
@@ -54,9 +54,9 @@ def test_endpoint_variable_selects_the_store_in_every_worker(store: Store, worke
 
 
 def test_stores_variable_selects_the_stores() -> None:
-    assert chosen_stores("") == list(STORES)
-    with pytest.raises(pytest.UsageError, match=f"some of {','.join(STORES)}, not moto,minio"):
-        chosen_stores("moto,minio")
+    assert chosen_stores("") == list(QUICK_STORES)
+    with pytest.raises(pytest.UsageError, match=f"some of {','.join(STORES)}, not moto,rustfs"):
+        chosen_stores("moto,rustfs")
     code, output = run_pytest(
         "--collect-only", "-q", "tests/end_to_end/test_end_to_end.py", STORES="moto,ceph"
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -141,16 +141,16 @@ class Sweep:
         else:
             return
         if not self._dry_run:
-            await self._remove(self._client.delete_object(Bucket=self._bucket, Key=key))
+            async with self._removal():
+                await self._client.delete_object(Bucket=self._bucket, Key=key)
 
     async def _sweep_upload(self, entry: Any) -> None:
         if _is_ours(entry["Key"].removeprefix(self._prefix)) and self._is_stale(entry["Initiated"]):
             self.progress.uploads += 1
             if not self._dry_run:
                 upload = {"Key": entry["Key"], "UploadId": entry["UploadId"]}
-                await self._remove(
-                    self._client.abort_multipart_upload(Bucket=self._bucket, **upload)
-                )
+                async with self._removal():
+                    await self._client.abort_multipart_upload(Bucket=self._bucket, **upload)
 
     async def _record(self, key: str, records: Records) -> BundleRecord | None:
         await self._wait_for_turn()
@@ -165,11 +165,12 @@ class Sweep:
             return None
         return BundleRecord.from_fields(fields_in_tags(tagging))
 
-    async def _remove(self, request: Coroutine[Any, Any, Any]) -> None:
-        """Send a request that removes something, which may be gone already."""
+    @asynccontextmanager
+    async def _removal(self) -> AsyncIterator[None]:
+        """Wait for the turn of a request in this block. What it removes may be gone already."""
         await self._wait_for_turn()
         try:
-            await request
+            yield
         except ClientError as error:
             if error_code(error) not in _GONE:
                 raise
