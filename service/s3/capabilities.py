@@ -1,7 +1,7 @@
 """What the store keeps of what it is given. This is tried with probe objects, not assumed.
 
 `storage` accepts no upload before `RecordProbe` has shown that the store keeps records. `bucket`
-and `check` report all capabilities.
+reports all capabilities.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ CUT_BODY_TIMEOUT = 0.5
 REFUSALS = {HTTPStatus.BAD_REQUEST, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
 """Statuses that mean that the store does not offer something. 401 and 403 are about credentials."""
 
-_FIELDS = {"expires-at": "1", "probe": "probe"}
-"""A record that has expired long ago, so a probe object is never a bundle."""
+_FIELDS = {"expires-at": "probe", "size": "probe"}
+"""Not a valid record. So a sweep does not remove the object before the probe has ended."""
 
 
 class Probe:

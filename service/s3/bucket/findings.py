@@ -25,7 +25,7 @@ class Finding:
 
 
 def failure(subject: str, error: ClientError, denied_remedy: str) -> Finding:
-    """Say who is to blame for an error: the credentials, or the store."""
+    """Explain an error: a permission is missing, or the store fails or lacks something."""
     code, status = error_code(error), error_status(error)
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         return Finding(subject, f"denied ({code})", denied_remedy)
