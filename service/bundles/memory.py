@@ -36,7 +36,7 @@ from service.telemetry import timing
 WINDOW_SIZE = 128 * 1024
 """Bytes that every transfer may hold without a buffer."""
 
-MIN_CHUNK, MAX_CHUNK = 16 * 1024, 256 * 1024
+MIN_CHUNK, MAX_CHUNK = 16 * 1024, 1 << 20
 """Bytes that a transfer reads at once while there are many transfers, and while there are few."""
 
 MAX_REPLAY_SIZE = 8 << 20

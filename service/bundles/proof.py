@@ -10,6 +10,7 @@ import binascii
 import hashlib
 import hmac
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -45,6 +46,10 @@ class HmacVerifier:
 
     def update(self, chunk: bytes | memoryview) -> None:
         self._mac.update(chunk)
+
+    def update_all(self, chunks: Iterable[bytes]) -> None:
+        for chunk in chunks:
+            self._mac.update(chunk)
 
     def matches(self, claimed: str) -> bool:
         """Return whether the bytes so far have this HMAC, given as 64 lower-case hex digits."""

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import httpx
@@ -186,6 +187,10 @@ def test_requests_and_bytes_are_counted(service: Service) -> None:
     assert increases['history_s3_request_seconds_count{operation="PutObject",outcome="ok"}'] == 1
 
 
+def has_receipt(service: Service, bundle_id: str) -> bool:
+    return "receipt" in service.record(bundle_id)
+
+
 def test_proofs_are_counted_by_way_and_outcome(service: Service) -> None:
     small, large = bytes(1000), bytes(SMALL_PART + 1)
     before = service.metrics()
@@ -193,8 +198,9 @@ def test_proofs_are_counted_by_way_and_outcome(service: Service) -> None:
     ids = {bundle: service.upload(bundle, proofs[bundle]["X-HMAC"]) for bundle in proofs}
     for bundle, proof in proofs.items():
         service.http.head(f"/files/{ids[bundle]}", headers={**proof, "X-SIGNING-KEY": "another"})
-        for _ in range(2):
-            assert service.fetch(ids[bundle], proof).content == bundle
+        assert service.fetch(ids[bundle], proof).content == bundle
+        wait_until(partial(has_receipt, service, ids[bundle]))
+        assert service.fetch(ids[bundle], proof).content == bundle
     service.fetch(ids[small], sign(KEY, large))
     increases = metric_increases(service, before)
     assert {

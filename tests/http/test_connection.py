@@ -13,15 +13,14 @@ from typing import Any
 import h11
 import pytest
 
-from service.http.server.connection import SMALL_READ
-from service.http.server.parser import RequestParser
+from service.http.server.parser import CHUNKED_READ, SMALL_READ, RequestParser
 from tests.support.clients.signing import random_bytes, sign
 from tests.support.clients.sockets import connect_to, read_response, read_until_closed
 from tests.support.services.thread import Service, StartService
 
 KIB = 1024
 LARGE = 300 * KIB
-"""Bytes. More than the server reads at a time, so some of them must skip the parser."""
+"""Bytes. More than the server reads with a head, so some of them must skip the parser."""
 
 SIZES = (0, 1, SMALL_READ - 200, SMALL_READ, 64 * KIB - 1, 64 * KIB, 256 * KIB, LARGE)
 
@@ -180,18 +179,30 @@ def parser_after(data: bytes) -> RequestParser:
     return parser
 
 
-def test_all_but_the_last_bytes_of_a_body_skip_the_parser() -> None:
+def test_body_skips_the_parser_but_what_follows_does_not() -> None:
     parser = parser_after(HEAD + b"01")
-    assert not parser.skip_body(8)
+    assert not parser.skip_body(9)
     assert parser.skip_body(5)
-    assert not parser.skip_body(3)
-    assert parser.skip_body(2)
-    parser.receive_data(b"9GET /")
-    event = parser.next_event()
-    assert isinstance(event, h11.Data)
-    assert event.data == b"9"
+    assert not parser.skip_body(4)
+    assert parser.next_event() is h11.NEED_DATA
+    assert parser.skip_body(3)
+    parser.receive_data(b"GET /")
     assert isinstance(parser.next_event(), h11.EndOfMessage)
     assert parser.trailing_data == (b"GET /", False)
+
+
+def test_reads_end_with_a_body_of_known_length() -> None:
+    """Otherwise a client could send megabytes of requests ahead, while no window covers them."""
+    chunk_size = 1 << 20
+    parser = parser_after(HEAD.replace(b"10", b"2000000"))
+    assert parser.read_size(chunk_size) == chunk_size
+    assert parser.skip_body(1_999_000)
+    assert parser.read_size(chunk_size) == 1000
+    assert parser.skip_body(1000)
+    assert parser.next_event() is not h11.NEED_DATA
+    assert parser.read_size(chunk_size) == SMALL_READ
+    chunked = parser_after(HEAD.replace(b"Content-Length: 10", b"Transfer-Encoding: chunked"))
+    assert chunked.read_size(chunk_size) == CHUNKED_READ
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_request_over_a_limit_gets_a_problem(service: Service, name: str) -> Non
 
 
 def test_upload_with_too_many_trailers_is_refused(service: Service) -> None:
-    """A read of 256 KiB can hold 60,000 trailers, which would take 60,000 objects and 0.2 s."""
+    """A read of 64 KiB can hold 15,000 trailers, which would take 15,000 objects and 50 ms."""
     service.delete_objects()
     for request in (
         upload_with_trailers(MAX_HEAD_LINES + 2),

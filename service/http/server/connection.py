@@ -18,7 +18,6 @@ from service.http.problems import problem
 from service.http.server.parser import (
     MAX_HEAD_LINES,
     MAX_HEAD_SIZE,
-    RECEIVING_BODY,
     RequestParser,
 )
 from service.http.server.transport import MeasuredTransport, ReadFlowControl
@@ -34,9 +33,6 @@ LAST_HEAD_TIMEOUT = 2.0
 
 RATE_CHECK_INTERVAL = 1.0
 """The longest time between two checks of a slow client's download, in seconds."""
-
-SMALL_READ = 16 * 1024
-"""Bytes that are read at a time, unless the application waits for a body."""
 
 _DETAILS = {
     "malformed_request": (
@@ -94,11 +90,8 @@ class Connection(H11Protocol):
 
     @property
     def read_size(self) -> int:
-        """Bytes to read at once: few before the application has a window for a body."""
-        if self.conn.states != RECEIVING_BODY:
-            return SMALL_READ
-        size: int = self.app_state["memory"].chunk_size()
-        return size
+        """Bytes to read at once."""
+        return self.conn.read_size(self.app_state["memory"].chunk_size())
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         # Otherwise the next chunk is written while most of the last one is still in memory.
@@ -122,6 +115,7 @@ class Connection(H11Protocol):
             # Assigned, not appended: uvicorn would copy the bytes into a bytearray.
             self.cycle.body = data if not self.cycle.body else self.cycle.body + data  # type: ignore[assignment]
             self.cycle.message_event.set()
+            self.handle_events()  # Maybe the body has ended.
         else:
             super().data_received(data)
         # The application has asked for data, but only half the head of a chunk has arrived.

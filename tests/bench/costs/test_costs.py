@@ -21,7 +21,7 @@ from uuid import uuid4
 import pytest
 import uvloop
 
-from service.bundles.memory import MAX_REPLAY_SIZE
+from service.bundles.memory import MAX_CHUNK, MAX_REPLAY_SIZE
 from tests.bench.variants import plain_s3_client
 from tests.support.clients.signing import random_bytes, sign
 from tests.support.clients.sockets import connect_to
@@ -67,9 +67,12 @@ BUFFERS = {
 }
 """MiB that the service keeps during a transfer of 12 MiB: what was sent, parts, or the bundle."""
 
+CHUNKS = 4 * MAX_CHUNK / MIB
+"""MiB of chunks in transit, at most."""
+
 
 def test_transfer_allocates_little_memory_beside_its_buffers(start_service: StartService) -> None:
-    """Chunks in transit take 0.3 MiB, and 1.2 MiB in downloads from S3, as measured.
+    """A transfer holds up to four chunks, which are large because it is alone.
 
     A copy of a buffer would take 8 MiB or more. Parts of a chunked upload are sent before both are
     full, so it needs 1.4 MiB less than its size.
@@ -106,7 +109,7 @@ def test_transfer_allocates_little_memory_beside_its_buffers(start_service: Star
     }
     beside_buffers = {name: round(peak - BUFFERS[name], 2) for name, peak in peaks.items()}
     print(beside_buffers)
-    assert {name: mib for name, mib in beside_buffers.items() if mib > 2} == {}
+    assert {name: mib for name, mib in beside_buffers.items() if mib > CHUNKS + 0.5} == {}
 
 
 class CallCounter:

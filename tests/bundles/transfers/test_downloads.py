@@ -1,14 +1,17 @@
 """Downloads: verified from memory or read twice, and only of complete bundles."""
 
 import asyncio
+import threading
+from collections.abc import Sequence
 from contextlib import aclosing
 from uuid import UUID, uuid4
 
 import pytest
 
+from service.bundles.access import HASHED_AT_ONCE
 from service.bundles.claims import UploadClaims
 from service.bundles.download import Download
-from service.bundles.proof import Proof
+from service.bundles.proof import HmacVerifier, Proof
 from service.bundles.ranges import RangeRequest
 from service.errors import InvalidHmac, MissingHeader, NotFound
 from tests.bundles.transfers.service_setup import Run, Setup, split
@@ -58,6 +61,27 @@ def test_first_download_is_sent_from_memory(run: Run) -> None:
         assert verifications(setup, "memory") == 1
 
     run(test)
+
+
+def test_another_thread_computes_the_hmac_of_a_large_bundle(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every byte once and in order. Only what is left at the end is worth no switch."""
+    hashed: list[tuple[bool, bytes]] = []
+    update_all = HmacVerifier.update_all
+
+    def recording_update_all(self: HmacVerifier, chunks: Sequence[bytes]) -> None:
+        hashed.append((threading.current_thread() is test_thread, b"".join(chunks)))
+        update_all(self, chunks)
+
+    async def test(setup: Setup) -> None:
+        assert await fetch(setup, await upload(setup)) == BUNDLE
+
+    test_thread = threading.current_thread()
+    monkeypatch.setattr(HmacVerifier, "update_all", recording_update_all)
+    run(test)
+    assert b"".join(content for _, content in hashed) == BUNDLE
+    assert sum(len(content) for here, content in hashed if here) < HASHED_AT_ONCE
 
 
 def test_first_download_reads_twice_if_memory_is_short(run: Run) -> None:
