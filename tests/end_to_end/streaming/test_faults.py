@@ -66,8 +66,8 @@ def test_clients_do_not_notice_refusals_and_resets_within_the_first_8_mib(
         for number in range(20)
     ]
     bodies = Fault("GetObject", Reset(MIB), times=None, after=3, every=10)
-    # Only one fault is injected into a request. The rare ones come first, or the others could be due
-    # for each of their requests.
+    # Only one fault is injected into a request. The rare ones come first, because the others may be
+    # due for each of their requests.
     proxy.faults += [bodies, *resets, early, late]
     sizes = SIZES * 3
     rng.shuffle(sizes)

@@ -22,8 +22,6 @@ from tests.support.services.process import process_memory, service_process_for
 from tests.support.stores import Store
 from tests.support.stores.servers import sink
 
-pytestmark = pytest.mark.soak
-
 KIB, MIB = 1 << 10, 1 << 20
 DEFAULT_BUDGET = 256 * MIB
 OVERHEAD = 160 * MIB
@@ -98,6 +96,7 @@ def check_memory(pid: int, budget: int = DEFAULT_BUDGET) -> None:
     assert peak <= budget + OVERHEAD
 
 
+@pytest.mark.soak
 def test_1000_slow_uploads_do_not_delay_others(discarding_store: Store) -> None:
     """Each declares 10 MiB and sends 20 KiB/s, for a minute."""
     head = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: {10 * MIB}\r\n\r\n"
@@ -116,6 +115,7 @@ def test_1000_slow_uploads_do_not_delay_others(discarding_store: Store) -> None:
     check_latency(alone, beside)
 
 
+@pytest.mark.soak
 def test_100_slow_chunked_uploads_complete(discarding_store: Store) -> None:
     """Each sends 1.5 MiB in chunks of 4 KiB, at 20 KiB/s."""
     bundle = random_bytes(1, 3 * MIB // 2)
@@ -139,6 +139,7 @@ def test_100_slow_chunked_uploads_complete(discarding_store: Store) -> None:
     check_latency(alone, beside)
 
 
+@pytest.mark.soak
 def test_500_slow_readers_do_not_delay_others(discarding_store: Store) -> None:
     """Each reads 12 MiB at 20 KiB/s, for a minute."""
     with service_process_for(discarding_store, "a-bucket", **OPEN) as (url, process):
@@ -163,8 +164,8 @@ def test_500_slow_readers_do_not_delay_others(discarding_store: Store) -> None:
     [
         (16, 12 * MIB, 256, False),
         (16, 12 * MIB, 256, True),
-        (64, 100 * MIB, 256, False),
-        (64, 100 * MIB, 64, False),
+        pytest.param(64, 100 * MIB, 256, False, marks=pytest.mark.soak),
+        pytest.param(64, 100 * MIB, 64, False, marks=pytest.mark.soak),
     ],
 )
 def test_uploads_at_once_stay_within_the_memory_limit(

@@ -1,15 +1,16 @@
 """An S3 server that discards what it gets: `python start_sink.py FILE_DESCRIPTOR OBJECT_SIZE`.
 
 It accepts uploads, also multipart uploads. Under every key it has a bundle of zeros that needs no
-proof. Its size is the number at the end of the key, in hex, but at most OBJECT_SIZE. The server
-uses so little CPU time and memory that a test can measure the service alone. servers.py starts
-this file in a separate process.
+proof. Its size is the number at the end of the key, in hex, but at most OBJECT_SIZE. Only the tags
+of probe objects are kept, because the service checks that. The server uses so little CPU time and
+memory that a test can measure the service alone. servers.py starts this file in a separate process.
 """
 
 import asyncio
 import re
 import socket
 import sys
+from urllib.parse import parse_qsl
 
 import uvloop
 
@@ -45,6 +46,7 @@ class Sink:
 
     def __init__(self, object_size: int) -> None:
         self._bundle = memoryview(bytes(object_size))
+        self._probe_tags: dict[bytes, bytes] = {}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -52,20 +54,38 @@ class Sink:
                 head = await reader.readuntil(b"\r\n\r\n")
                 length = re.search(rb"(?i)\r\ncontent-length: *([0-9]+)", head)
                 remaining = int(length[1]) if length else 0
+                method, target = head.split(b" ", 2)[:2]
+                if b"/probe-" in target and method == b"PUT":
+                    body = await reader.readexactly(remaining)
+                    self._keep_tags(target, head, body)
+                    remaining = 0
                 while remaining:
                     data = await reader.read(min(remaining, READ_SIZE))
                     if not data:
                         raise ConnectionError
                     remaining -= len(data)
-                body = self._response_body(*head.split(b" ", 2)[:2])
-                writer.write(HEAD % len(body))
-                for start in range(0, len(body), READ_SIZE):
-                    writer.write(body[start : start + READ_SIZE])
+                response = self._response_body(method, target)
+                writer.write(HEAD % len(response))
+                for start in range(0, len(response), READ_SIZE):
+                    writer.write(response[start : start + READ_SIZE])
                     await writer.drain()
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             writer.close()
+
+    def _keep_tags(self, target: bytes, head: bytes, body: bytes) -> None:
+        """Keep the tags of a PutObjectTagging, or of a PutObject."""
+        path, _, query = target.partition(b"?")
+        if query.startswith(b"tagging"):
+            self._probe_tags[path] = body
+            return
+        header = re.search(rb"(?i)\r\nx-amz-tagging: *([^\r]*)", head)
+        tags = parse_qsl(header[1].decode()) if header else []
+        tag_set = "".join(
+            f"<Tag><Key>{key}</Key><Value>{value}</Value></Tag>" for key, value in tags
+        )
+        self._probe_tags[path] = f"<Tagging><TagSet>{tag_set}</TagSet></Tagging>".encode()
 
     def _response_body(self, method: bytes, target: bytes) -> bytes | memoryview:
         path, _, query = target.partition(b"?")
@@ -73,7 +93,7 @@ class Sink:
             case b"POST":
                 return CREATED if query.startswith(b"uploads") else COMPLETED
             case b"GET" if query.startswith(b"tagging"):
-                return TAGS
+                return self._probe_tags.get(path, TAGS)
             case b"GET" if query.startswith(b"uploads"):
                 return NOTHING_LISTED
             case b"GET" if path.count(b"/") > 1:
