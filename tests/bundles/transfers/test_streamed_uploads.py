@@ -105,11 +105,36 @@ def test_upload_that_fails_a_check_is_cut_before_its_last_byte(
             await setup.bundles.upload(chunks(), claims, length=len(bundle) + missing)
         await setup.bundles.close()
         assert setup.storage.sent == (len(bundle) - 1) // CHUNK * CHUNK
-        assert setup.storage.calls == (["delete"] if bundle is BUNDLE else [])
+        assert setup.storage.calls == (["delete", "delete"] if bundle is BUNDLE else [])
         assert setup.is_empty()
         assert setup.metric(f'history_uploads_aborted_total{{reason="{error.code}"}}') == 1
 
     run(test, clock=lambda: now)
+
+
+def test_object_that_the_store_creates_after_its_removal_is_removed_too(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Versitygw creates an object of what had arrived of a request that was cut, a moment later."""
+
+    async def test(setup: Setup) -> None:
+        delete, deleted = setup.storage.delete, list[UUID]()
+
+        async def delete_too_early(bundle_id: UUID) -> None:
+            await delete(bundle_id)
+            if not deleted:
+                setup.s3.put_object(Bucket=setup.bucket, Key=f"history/{bundle_id}", Body=b"late")
+            deleted.append(bundle_id)
+
+        monkeypatch.setattr(setup.storage, "delete", delete_too_early)
+        claims = UploadClaims(digests=[WRONG])
+        with pytest.raises(DigestMismatch):
+            await setup.bundles.upload(split(BUNDLE), claims, length=len(BUNDLE))
+        await setup.bundles.close()
+        assert len(deleted) == 2
+        assert setup.is_empty()
+
+    run(test)
 
 
 def test_upload_that_ends_just_before_it_expires_is_stored(run: Run) -> None:
@@ -151,7 +176,7 @@ def test_upload_cancelled_before_its_end_is_cut(run: Run) -> None:
             await upload
         await setup.bundles.close()
         assert setup.storage.sent < len(BUNDLE)
-        assert setup.storage.calls == ["delete"]
+        assert setup.storage.calls == ["delete", "delete"]
         assert setup.is_empty()
 
     run(test)
@@ -228,6 +253,7 @@ def test_failure_of_s3_fails_the_upload_if_its_start_is_not_in_memory(
         assert setup.memory.buffers.in_use == setup.memory.windows.in_use == 0
         await setup.bundles.close()
         assert setup.is_empty()
-        assert [request.operation for request in proxy.requests] == ["PutObject", "DeleteObject"]
+        operations = [request.operation for request in proxy.requests]
+        assert operations == ["PutObject", "DeleteObject", "DeleteObject"]
 
     run(test, parts=parts, endpoint_url=proxy.url)

@@ -165,7 +165,7 @@ def test_upload_without_free_memory_is_not_sent_again(
     wait_until(lambda: not service.objects())
 
 
-@pytest.mark.parametrize("size", [MIB // 2, 3 * MIB, LARGE])
+@pytest.mark.parametrize("size", [MIB * 3 // 2, 3 * MIB, LARGE])
 def test_part_of_a_bundle_that_a_store_keeps_is_never_served_and_is_removed(
     service: Service, proxy: Proxy, size: int
 ) -> None:
