@@ -39,6 +39,12 @@ _log = logging.getLogger(__name__)
 MAX_PUT_SIZE = 5 << 30
 """Bytes of the largest object that one PutObject can create (S3's limit)."""
 
+LATE_WRITES = 1.0
+"""Seconds for which a store may still write what had arrived of a request that was cut.
+
+versitygw does: it creates the truncated object, or a part and with it the aborted upload.
+"""
+
 DELETE_ATTEMPTS = 10
 """How many times a delete is repeated while S3 still has the object."""
 
@@ -216,8 +222,13 @@ class BundleService:
                 raise
 
     async def _roll_back(self, upload: Upload) -> None:
-        """Remove everything of an upload from S3, retrying until S3 is available again."""
+        """Remove everything of an upload from S3, retrying until S3 is available again.
+
+        This is repeated after `LATE_WRITES`.
+        """
         if cleanup := await upload.roll_back():
+            await self._cleanups.run(cleanup)
+            await asyncio.sleep(LATE_WRITES)
             await self._cleanups.run(cleanup)
 
 

@@ -22,12 +22,6 @@ _T = TypeVar("_T")
 MIN_PART_SIZE = 5 << 20
 """Bytes of the smallest part that S3 accepts, except for the last one."""
 
-LATE_WRITES = 1.0
-"""Seconds for which a store may still write what had arrived of a request that was cut.
-
-versitygw does: it creates the truncated object, or a part and with it the aborted upload.
-"""
-
 
 class Body(Protocol):
     """A request body of `size` bytes. After `rewind`, iterating starts again from the start.
@@ -252,13 +246,10 @@ class BufferedUpload:
 async def _remove(storage: UploadStorage, bundle_id: UUID, *, multipart: bool) -> None:
     """Abort the multipart uploads of a bundle, then delete its object.
 
-    In this order, a CompleteMultipartUpload on its way either fails, or its object is deleted. Both
-    are repeated after `LATE_WRITES`.
+    In this order, a CompleteMultipartUpload on its way either fails, or its object is deleted.
     """
-    for delay in (0, LATE_WRITES):
-        await asyncio.sleep(delay)
-        try:
-            if multipart:
-                await storage.abort_uploads(bundle_id)
-        finally:
-            await storage.delete(bundle_id)
+    try:
+        if multipart:
+            await storage.abort_uploads(bundle_id)
+    finally:
+        await storage.delete(bundle_id)

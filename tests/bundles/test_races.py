@@ -29,7 +29,8 @@ def test_deleted_bundle_is_never_served_again(start_service: StartService, races
     assert outcomes["deleted"] == races
     assert outcomes["after the delete: 404"] == races
     assert outcomes["at the end: 404"] == races
-    assert outcomes["receipts"] or races < 100  # In a few races, the delete may always be first.
+    if service.records == "tags" and races >= 100:  # In fewer, the delete may always be first.
+        assert outcomes["receipts"]
     assert service.objects() == []
 
 
