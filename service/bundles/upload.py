@@ -251,5 +251,7 @@ async def _remove(storage: UploadStorage, bundle_id: UUID, *, multipart: bool) -
     try:
         if multipart:
             await storage.abort_uploads(bundle_id)
-    finally:
+    except StorageUnavailable:
         await storage.delete(bundle_id)
+        raise
+    await storage.delete(bundle_id)

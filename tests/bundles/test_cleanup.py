@@ -4,12 +4,16 @@ import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 
 from service.bundles import background
+from service.bundles import upload as upload_module
 from service.bundles.background import MAX_CONCURRENT_CLEANUPS, CleanupQueue
 from service.errors import StorageUnavailable
+from tests.bundles.simulated_loop import let_tasks_run, simulate
 
 
 class FakeStore:
@@ -116,3 +120,26 @@ def test_cleanups_that_do_not_fit_in_the_queue_are_left_to_the_lifecycle(
 
     asyncio.run(test())
     assert caplog.text.count("to the bucket's lifecycle") == 3
+
+
+def test_removal_that_is_cancelled_sends_no_more_requests() -> None:
+    """At the end of a shutdown without S3, a DeleteObject would take another 30 s."""
+    calls: list[str] = []
+
+    class Storage:
+        async def abort_uploads(self, _: UUID) -> None:
+            calls.append("abort")
+            await asyncio.Event().wait()
+
+        async def delete(self, _: UUID) -> None:
+            calls.append("delete")
+
+    async def test() -> None:
+        storage: Any = Storage()
+        removal = asyncio.create_task(upload_module._remove(storage, uuid4(), multipart=True))  # noqa: SLF001
+        await let_tasks_run()
+        removal.cancel()
+        await asyncio.wait([removal])
+
+    simulate(test())
+    assert calls == ["abort"]
