@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
 from uuid import UUID, uuid4
 
@@ -224,12 +224,13 @@ class BundleService:
     async def _roll_back(self, upload: Upload) -> None:
         """Remove everything of an upload from S3, retrying until S3 is available again.
 
-        This is repeated after `LATE_WRITES`.
+        This is repeated once after `LATE_WRITES`, unless S3 has failed again.
         """
         if cleanup := await upload.roll_back():
             await self._cleanups.run(cleanup)
             await asyncio.sleep(LATE_WRITES)
-            await self._cleanups.run(cleanup)
+            with suppress(StorageUnavailable):
+                await cleanup()
 
 
 def _reason(error: BaseException) -> str:
