@@ -7,8 +7,11 @@ from service.errors import SettingsError
 
 
 @pytest.fixture(autouse=True)
-def _bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the bucket. Remove the regions, which may be set on this machine."""
     monkeypatch.setenv("HISTORY_BUCKET", "a-bucket")
+    monkeypatch.delenv("AWS_DEFAULT_REGION", raising=False)
+    monkeypatch.delenv("AWS_REGION", raising=False)
 
 
 def test_default_settings() -> None:
