@@ -10,6 +10,7 @@
 #   SIGNING_KEY   key of the bundle's HMAC: long and random, for example from `openssl rand -hex 32`
 #   AES_KEY       password that encrypts the file: long and random, as above
 #   HISTORY_URL   address of the server (default: http://localhost:5558)
+#   HISTORY_TOKEN upload token, if the server needs one
 
 set -euo pipefail
 export LC_ALL=C # treat keys as bytes, whatever the user's locale is
@@ -78,10 +79,11 @@ refusal() {
     local advice detail
     case $1 in
         3??) advice='This script does not follow redirects: set HISTORY_URL to the new address' ;;
-        401) advice='The proof is wrong: check for a proxy that changes headers or bodies' ;;
+        401) advice='The upload token or the proof is wrong: check HISTORY_TOKEN, and proxies' ;;
         404) advice='The server does not know this bundle or path: check HISTORY_URL' ;;
         413) advice="The bundle is over the server's limit: try a smaller file" ;;
         422) advice='The bundle was damaged in transit: try again' ;;
+        429) advice='The server has had too many uploads with this token: try again later' ;;
         503) advice='The server cannot handle a bundle right now: try again in a minute' ;;
         5??) advice='The server failed: try again later' ;;
         *) advice='The server refused the request: read its reason, and check HISTORY_URL' ;;
@@ -117,6 +119,14 @@ if [[ ${key//$'\t'/} == *[[:cntrl:]]* ]]; then
     die 'SIGNING_KEY has a control character, which HTTP forbids: use another key.'
 fi
 
+authorization=
+if [[ -n ${HISTORY_TOKEN-} ]]; then
+    if [[ $HISTORY_TOKEN == *[^!-~]* ]]; then
+        die 'HISTORY_TOKEN is not printable ASCII without spaces: correct it.'
+    fi
+    authorization="Authorization: Bearer $HISTORY_TOKEN"$'\n'
+fi
+
 for tool in curl openssl; do
     command -v "$tool" >/dev/null || die "$tool is not installed: install it."
 done
@@ -138,7 +148,8 @@ openssl enc -e "${cipher[@]}" -in "$history" -out "$work/bundle" 2>/dev/null ||
 hmac=$(sign "$work/bundle")
 
 # --upload-file streams the file. --data-binary would first read it into memory.
-printf 'X-HMAC: %s\n' "$hmac" | request id --request POST --upload-file "$work/bundle" "$url/upload"
+printf '%sX-HMAC: %s\n' "$authorization" "$hmac" |
+    request id --request POST --upload-file "$work/bundle" "$url/upload"
 id=$(head -c 64 "$work/id" | tr -cd ' -~')
 hex4='[0-9a-f]{4}'
 [[ $id =~ ^$hex4$hex4-$hex4-$hex4-$hex4-$hex4$hex4$hex4$ ]] ||

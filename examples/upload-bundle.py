@@ -8,6 +8,7 @@ environment:
   SIGNING_KEY   key of the bundle's HMAC: long and random, for example from `openssl rand -hex 32`
   AES_KEY       password that encrypts the history: long and random, as above
   HISTORY_URL   address of the server (default: http://localhost:5558)
+  HISTORY_TOKEN upload token, if the server needs one
 """
 
 import argparse
@@ -37,9 +38,11 @@ except KeyboardInterrupt:
 REQUIRED = ("SIGNING_KEY", "AES_KEY")
 CHUNK_SIZE = 64 * 1024
 ADVICE = {  # by HTTP status; the keys 3, 4 and 5 are for all other statuses of that class
+    401: "The server needs a valid upload token: export it as HISTORY_TOKEN",
     408: "The upload was too slow: try again on a better connection",
     413: "The bundle is over the server's limit: upload a shorter history",
     422: "The bundle was damaged in transit: upload it again",
+    429: "The server has had too many uploads with this token: try again later",
     503: "The server cannot accept a bundle right now: try again in a minute",
     3: "This script does not follow redirects: set HISTORY_URL to the new address",
     4: "The server refused the upload: read its reason, and check HISTORY_URL",
@@ -49,6 +52,14 @@ ADVICE = {  # by HTTP status; the keys 3, 4 and 5 are for all other statuses of 
 
 class Failure(Exception):
     """An error message for the user: what went wrong, and what to do next."""
+
+
+def authorization() -> dict[str, str]:
+    """Return the header with HISTORY_TOKEN, if that is set."""
+    token = os.environ.get("HISTORY_TOKEN", "").strip(" \t")
+    if re.search(r"[^!-~]", token):
+        raise Failure("HISTORY_TOKEN is not printable ASCII without spaces: correct it.")
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def read_keys() -> tuple[bytes, str]:
@@ -123,11 +134,12 @@ def refusal(response: httpx.Response) -> Failure:
     return Failure(f"{advice} (HTTP {status}: {reason})")
 
 
-def upload(url: str, bundle: IO[bytes], bundle_hmac: str) -> str:
+def upload(url: str, bundle: IO[bytes], bundle_hmac: str, authorization: dict[str, str]) -> str:
     """Stream the bundle to the server, and return its id."""
     size = bundle.seek(0, os.SEEK_END)
     bundle.seek(0)
     headers = {"Content-Length": str(size), "X-HMAC": bundle_hmac, "Accept-Encoding": "identity"}
+    headers |= authorization
     with (
         connect(url) as client,
         tqdm.wrapattr(bundle, "read", total=size, desc="upload", disable=None) as body,
@@ -155,10 +167,11 @@ def main() -> None:
     url = os.environ.get("HISTORY_URL") or "http://localhost:5558"
     try:
         signing_key, aes_key = read_keys()
+        header = authorization()
         # A temporary file without a name disappears even if the process is killed.
         with tempfile.TemporaryFile() as bundle:
             bundle_hmac = encrypt(history, bundle, signing_key, aes_key)
-            bundle_id = upload(url, bundle, bundle_hmac)
+            bundle_id = upload(url, bundle, bundle_hmac, header)
     except Failure as failure:
         sys.exit(f"upload-bundle: {failure}")
     except OSError as error:

@@ -3,6 +3,7 @@
 `service.cli` serves it, and tests start the same application. All objects are created here.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -10,11 +11,15 @@ from contextlib import asynccontextmanager, suppress
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
+from service.bundles.limits import UploadLimits
 from service.bundles.memory import Memory
 from service.bundles.service import BundleService
 from service.drain import Drain
 from service.errors import StorageUnavailable
 from service.http import about
+from service.http.auth.authorizer import Authorizer, UploadToken
+from service.http.auth.jwks import KeyCache
+from service.http.auth.jwts import JwtVerifier
 from service.http.health import Readiness
 from service.http.middleware import wrap
 from service.http.problems import EXCEPTION_HANDLERS
@@ -24,7 +29,25 @@ from service.s3.calls import S3Calls
 from service.s3.client import connect
 from service.s3.storage import S3Storage
 from service.settings import Settings
+from service.telemetry import tracing
 from service.telemetry.metrics import Metrics
+
+
+@asynccontextmanager
+async def open_authorizer(settings: Settings) -> AsyncIterator[Authorizer]:
+    """Create what decides who may upload. With JWTs, fetch their keys in the background."""
+    tokens = [UploadToken(*token) for token in settings.upload_tokens]
+    if not (settings.jwt_jwks_url and settings.jwt_issuer and settings.jwt_audience):
+        yield Authorizer(tokens, None)
+        return
+    keys = KeyCache(settings.jwt_jwks_url)
+    keys.refresh()
+    try:
+        yield Authorizer(
+            tokens, JwtVerifier(keys, issuer=settings.jwt_issuer, audience=settings.jwt_audience)
+        )
+    finally:
+        await keys.close()
 
 
 def create_app(
@@ -32,10 +55,12 @@ def create_app(
 ) -> ASGIApp:
     """Build the application. Its lifespan opens and closes the one S3 client.
 
-    The server sets `drain` during shutdown. `clock` returns Unix seconds.
+    The server sets `drain` during shutdown. `clock` returns Unix seconds. Raises `SettingsError` if
+    traces cannot be exported as OpenTelemetry's variables say.
     """
     drain = drain or Drain()
     metrics = Metrics()
+    tracer = tracing.open_tracer()
     openapi = about.openapi_document(
         retention=settings.retention, require_hmac=settings.require_hmac
     )
@@ -51,12 +76,15 @@ def create_app(
         metrics.memory_replay.set_function(memory.replay_size)
         open_files.raise_limit(memory.max_transfers)
         connections = 2 * memory.max_transfers
-        async with connect(
-            settings.region,
-            connections=connections,
-            memory=memory,
-            metrics=metrics,
-        ) as client:
+        async with (
+            open_authorizer(settings) as authorizer,
+            connect(
+                settings.region,
+                connections=connections,
+                memory=memory,
+                metrics=metrics,
+            ) as client,
+        ):
             storage = S3Storage(
                 client,
                 S3Calls(settings.bucket, metrics),
@@ -67,6 +95,10 @@ def create_app(
             bundles = BundleService(
                 storage,
                 memory,
+                UploadLimits(
+                    settings.upload_limits.get("transfers"),
+                    settings.upload_limits.get("bytes-per-hour"),
+                ),
                 metrics,
                 drain,
                 max_size=settings.max_bundle_size,
@@ -80,6 +112,7 @@ def create_app(
             try:
                 yield State(
                     bundles=bundles,
+                    authorizer=authorizer,
                     memory=memory,
                     readiness=readiness,
                     metrics=metrics,
@@ -87,8 +120,10 @@ def create_app(
                     openapi=openapi,
                 )
             finally:
-                await bundles.close()
+                await asyncio.gather(bundles.close(), storage.close())
+                if tracer is not None:
+                    await asyncio.to_thread(tracer.close)
 
     app = Starlette(routes=ROUTES, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
     app.router.redirect_slashes = False
-    return wrap(app, metrics, drain, cors_origins=settings.cors_origins)
+    return wrap(app, metrics, tracer, drain, cors_origins=settings.cors_origins)

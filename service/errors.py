@@ -4,7 +4,10 @@ The tree:
 
     HistoryError
     ├── MissingHeader, MalformedHeader, MalformedForm, EmptyBundle    the request is invalid
-    ├── InvalidHmac                                                  the proof is wrong
+    ├── InvalidHmac, TooManyAttempts                                 the proof is wrong, or was too
+    │                                                                often
+    ├── Unauthorized, TooManyUploads                                 the caller may not upload, or
+    │                                                                not so much
     ├── PreconditionFailed, RangeNotSatisfiable                      the proof is right, but
     │                                                                the condition or range is not
     ├── NotFound                                                     no such bundle
@@ -71,6 +74,43 @@ class InvalidHmac(HistoryError):
     default_detail = (
         "The proof does not match this bundle: check that X-HMAC is the bundle's HMAC-SHA256, "
         "computed with the key in X-SIGNING-KEY."
+    )
+
+
+class LimitReached(HistoryError):
+    """A limit for a period of time is reached. Try again in `retry_after` seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__()
+        self.retry_after = retry_after
+
+
+class TooManyAttempts(LimitReached):
+    """Too many proofs of this bundle were wrong."""
+
+    code = "too_many_attempts"
+    default_detail = (
+        "Too many proofs of this bundle were wrong: check X-HMAC and X-SIGNING-KEY, and try again "
+        "after the time in Retry-After."
+    )
+
+
+class Unauthorized(HistoryError):
+    """The upload has no valid token, and this server needs one."""
+
+    code = "unauthorized"
+    default_detail = (
+        "This server accepts uploads with a valid token only: send Authorization: Bearer <token>, "
+        "or add /t/<token> to the URL of the server."
+    )
+
+
+class TooManyUploads(LimitReached):
+    """The caller has too many transfers at a time, or has sent too many bytes."""
+
+    code = "too_many_uploads"
+    default_detail = (
+        "This token has reached a limit for uploads: try again after the time in Retry-After."
     )
 
 

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -23,6 +24,19 @@ _BYTES["GB"] = 10**9
 MAX_PORT = 65_535
 MAX_PARTS = 10_000
 """The maximum number of parts of an S3 multipart upload."""
+
+MIN_PART_SIZE = 5 << 20
+"""Bytes of the smallest part that S3 accepts, except for the last one."""
+
+_UPLOAD_TOKEN = re.compile(r"(?!jwt:)[A-Za-z0-9._-]{1,64}:[0-9a-f]{64}")
+"""A name and a SHA-256. In metrics, `jwt` is the name of all callers with a JWT."""
+
+_THIS_MACHINE = {b"localhost", b"127.0.0.1", b"::1"}
+_HOST = re.compile(rb"[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|[0-9a-f.]*:[0-9a-f:.]*")
+"""A domain name, or an IP address. `urlsplit` checks IPv6 addresses itself."""
+
+_MAY_HOLD_SECRETS = {"upload_tokens", "upload_limits", "jwt_jwks_url"}
+"""Settings whose wrong value is not printed. It may be a token instead of its hash, for example."""
 
 
 def _quantity(units: dict[str, int], example: str) -> Callable[[Any], Any]:
@@ -64,6 +78,59 @@ def _origins(value: Any) -> Any:
     return tuple(origin.strip() for origin in value.split(",") if origin.strip())
 
 
+def is_upload_token(token: str) -> bool:
+    """Return whether this is a name and the SHA-256 of a token, as in HISTORY_UPLOAD_TOKENS."""
+    return _UPLOAD_TOKEN.fullmatch(token) is not None
+
+
+def _upload_tokens(value: Any) -> Any:
+    """Parse pairs of a name and a SHA-256."""
+    if not isinstance(value, str):
+        return value
+    tokens = [token.strip() for token in value.split(",") if token.strip()]
+    for number, token in enumerate(tokens, 1):
+        if not is_upload_token(token):
+            raise ValueError(
+                "should be pairs of a name and the SHA-256 of a token in lower-case hex, such as "
+                f"my-app:9f86…, separated by commas. Number {number} of {len(tokens)} is not such "
+                "a pair: run `message-history-server token NAME`, which makes one (the name jwt is "
+                "reserved)"
+            )
+    return tuple(tuple(token.split(":")) for token in tokens)
+
+
+def _upload_limits(value: Any) -> Any:
+    """Parse `transfers:32,bytes-per-hour:10GiB`, in any order and each of them optional."""
+    if not isinstance(value, str):
+        return value
+    limits = {}
+    for limit in value.split(","):
+        name, _, amount = limit.strip().partition(":")
+        valid = name == "transfers" and re.fullmatch("[1-9][0-9]{0,5}", amount)
+        if not valid and name != "bytes-per-hour":
+            raise ValueError(
+                "should be limits of each caller, such as transfers:32,bytes-per-hour:10GiB"
+            )
+        limits[name] = int(amount) if valid else _quantity(_BYTES, "10GiB")(amount)
+    return limits
+
+
+def _jwks_url(value: str) -> str:
+    try:
+        url = urlsplit(value)
+        host, _ = (url.hostname or "").encode("idna"), url.port
+    except ValueError:
+        host = b""
+    if host and "@" in url.netloc:
+        raise ValueError(
+            "should be a URL without a user name and a password: the keys in it are public"
+        )
+    allowed = {"https"} if host not in _THIS_MACHINE else {"https", "http"}
+    if not _HOST.fullmatch(host) or url.scheme not in allowed or re.search(r"\s", value):
+        raise ValueError("should be an https URL, or an http URL of this machine")
+    return value
+
+
 def _port(value: Any) -> int:
     text = str(value).strip()
     if re.fullmatch("[0-9]{1,5}", text) and int(text) <= MAX_PORT:
@@ -88,6 +155,11 @@ Origin = Annotated[
             "* or origins such as https://app.example, in lower case and without a path",
         )
     ),
+]
+UploadTokens = Annotated[
+    tuple[tuple[str, str], ...],
+    NoDecode,
+    BeforeValidator(_upload_tokens),
 ]
 Timeout = Annotated[Seconds, AfterValidator(_between(1, 86_400, "from 1s to 24h"))]
 
@@ -131,11 +203,18 @@ class Settings(BaseSettings):
         Field(min_length=1),
     ] = ("*",)
     part_size: Annotated[
-        Bytes, AfterValidator(_between(5 << 20, 5 << 30, "from 5MiB to 5GiB (S3's bounds)"))
+        Bytes, AfterValidator(_between(MIN_PART_SIZE, 5 << 30, "from 5MiB to 5GiB (S3's bounds)"))
     ] = 8 << 20
     memory_budget: Annotated[
         Bytes, AfterValidator(_between(1, 1 << 50, "from 10MiB to 1048576GiB"))
     ] = 256 << 20
+    upload_tokens: UploadTokens = ()
+    jwt_jwks_url: Annotated[str, AfterValidator(_jwks_url)] | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    upload_limits: Annotated[dict[str, int], NoDecode, BeforeValidator(_upload_limits)] = Field(
+        default_factory=dict
+    )
     queue_timeout: Timeout = 10
     read_timeout: Timeout = 30
     drain_timeout: Timeout = 30
@@ -168,6 +247,26 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _jwt_settings_are_complete(self) -> Self:
+        given = [self.jwt_jwks_url, self.jwt_issuer, self.jwt_audience]
+        if any(given) and not all(given):
+            raise ValueError(
+                "HISTORY_JWT_JWKS_URL: should be set together with HISTORY_JWT_ISSUER and "
+                "HISTORY_JWT_AUDIENCE, all three or none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _largest_bundle_is_within_the_upload_limits(self) -> Self:
+        limit = self.upload_limits.get("bytes-per-hour")
+        if limit is not None and limit < self.max_bundle_size:
+            raise ValueError(
+                "HISTORY_UPLOAD_LIMITS: bytes-per-hour should be at least HISTORY_MAX_BUNDLE_SIZE, "
+                f"{self.max_bundle_size}B"
+            )
+        return self
+
     @property
     def region(self) -> str | None:
         """The region to pass to botocore, or `None` if botocore finds one by itself."""
@@ -192,13 +291,15 @@ def load(**defaults: str) -> Settings:
 
 
 def _mistake(details: Any) -> str:
-    """Describe one wrong setting in one line: its name, the rule, and its value."""
+    """Describe one wrong setting in one line: its name, the rule, and a value without secrets."""
     if not details["loc"]:
         return str(details["ctx"]["error"])
-    name = f"HISTORY_{str(details['loc'][0]).upper()}"
+    setting = str(details["loc"][0])
+    name = f"HISTORY_{setting.upper()}"
     if details["type"] == "missing":
         return f"{name}: should be the name of the S3 bucket that holds the bundles; it is not set"
     rule = details["msg"].removeprefix("Value error, ")
     if not rule.startswith("should be"):
         rule = rule.replace("Input should be", "should be")
-    return f"{name}: {rule}; it is {details['input']!r}"
+    mistake = f"{name}: {rule}"
+    return mistake if setting in _MAY_HOLD_SECRETS else f"{mistake}; it is {details['input']!r}"

@@ -69,7 +69,7 @@ client._Loader = lambda: SERVICE_LOADER  # type: ignore[assignment,misc]  # noqa
 # The stores use plain HTTP, and reading the certificates takes 20 ms for each client.
 httpsession.get_cert_path = lambda verify: None  # type: ignore[attr-defined]  # noqa: ARG005
 
-for _name in [name for name in os.environ if name.startswith(("AWS_", "HISTORY_"))]:
+for _name in [name for name in os.environ if name.startswith(("AWS_", "HISTORY_", "OTEL_"))]:
     del os.environ[_name]
 
 
@@ -124,7 +124,7 @@ FIRST = [
         "s3/test_storms.py",
         "cli/test_cli.py",
         "end_to_end/test_kill.py",
-        "http/test_drain.py",
+        "http/server/test_drain.py",
     )
 ]
 """The modules with the slowest tests run first, so that no worker starts one of them at the end."""
@@ -187,12 +187,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_key_leaks() -> Iterator[None]:
-    """No output of a service, in any test, may contain a signing key."""
+    """No output of a service, in any test, may contain a signing key or an upload token."""
     with LEAK_DETECTOR.search_logs():
         yield
     findings = LEAK_DETECTOR.findings
     counts = dict(LEAK_DETECTOR.search_counts)
-    print(f"\nsearched for {LEAK_DETECTOR.key_count} signing keys, in {counts}: {findings}")
+    print(f"\nsearched for {LEAK_DETECTOR.key_count} keys and tokens, in {counts}: {findings}")
     assert not findings, "\n".join(findings)
 
 

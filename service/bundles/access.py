@@ -1,27 +1,41 @@
-"""Access to stored bundles: looks them up, and decides who may download or delete them.
+"""Access to stored bundles: looks them up, decides who may read or delete them, and reads them.
 
 A proof is checked against the record alone if that is possible. Otherwise the whole bundle is read.
 `service` calls this before the first byte of a bundle is sent, and before a bundle is deleted.
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
-from service.bundles.download import Content
+from service.bundles.limits import ReadLimits
 from service.bundles.memory import Memory
 from service.bundles.proof import HmacVerifier, Proof, compute_receipt, equal_digests
 from service.bundles.ranges import ObjectStat
 from service.bundles.record import BundleRecord
 from service.bundles.upload import UploadStorage
 from service.errors import InvalidHmac, MissingHeader, NotFound
-from service.telemetry import timing
+from service.telemetry import timing, tracing
 from service.telemetry.metrics import Metrics
 
 HASHED_AT_ONCE = 1 << 20
-"""Bytes from which on another thread computes the HMAC. Fewer are not worth the switch."""
+"""Bytes of a bundle in memory whose HMAC another thread computes at once."""
+
+MAX_HASHED_HERE = 512 * 1024
+"""Bytes whose HMAC is computed on the event loop. More would delay other requests.
+
+Fewer, as with many transfers, are not worth a thread: it can wait 5 ms for the interpreter lock.
+"""
+
+
+class Content(Protocol):
+    """The bytes of a bundle. They can be iterated once; the caller that opened them closes them."""
+
+    def __aiter__(self) -> AsyncIterator[bytes | memoryview]: ...
+    async def aclose(self) -> None: ...
 
 
 class StoredObject(Content, Protocol):
@@ -44,7 +58,7 @@ class Storage(UploadStorage, Protocol):
         """Return the object's tags. Raises `NotFound` if there is no object."""
 
     async def put_tags(self, bundle_id: UUID, fields: Mapping[str, str]) -> None:
-        """Replace the object's tags."""
+        """Replace the object's tags. Raises `NotFound` if there is no object."""
 
     async def head(self, bundle_id: UUID) -> ObjectStat:
         """Return the object's metadata. Raises `NotFound` if there is no object."""
@@ -56,6 +70,53 @@ class Storage(UploadStorage, Protocol):
 
         Raises `NotFound` if there is no object, or none with this ETag.
         """
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """An authorized download of one byte range or of a whole bundle.
+
+    `part` is `None` for a whole bundle. `content` is `None` for HEAD.
+    """
+
+    record: BundleRecord
+    stat: ObjectStat
+    content: Content | None
+    part: range | None = None
+
+
+class InMemoryContent:
+    """The requested part of a verified bundle that is already in memory."""
+
+    def __init__(self, chunks: Sequence[bytes], part: range) -> None:
+        self._chunks = chunks
+        self._part = part
+
+    async def __aiter__(self) -> AsyncIterator[memoryview]:
+        start = 0
+        for chunk in self._chunks:
+            first, last = max(self._part.start - start, 0), self._part.stop - start
+            if last > 0 and first < len(chunk):
+                yield memoryview(chunk)[first:last]
+            start += len(chunk)
+
+    async def aclose(self) -> None:
+        self._chunks = ()
+
+
+class DownloadContent:
+    """Content together with the memory that it uses."""
+
+    def __init__(self, content: Content, resources: AsyncExitStack) -> None:
+        self._content = content
+        self._resources = resources
+
+    def __aiter__(self) -> AsyncIterator[bytes | memoryview]:
+        return aiter(self._content)
+
+    async def aclose(self) -> None:
+        await self._content.aclose()
+        await self._resources.aclose()
 
 
 class BundleAccess:
@@ -72,6 +133,7 @@ class BundleAccess:
     ) -> None:
         self._storage = storage
         self._memory = memory
+        self._limits = ReadLimits(memory.timeout)
         self._metrics = metrics
         self._require_hmac = require_hmac
         self._clock = clock
@@ -81,10 +143,13 @@ class BundleAccess:
     ) -> tuple[BundleRecord, ObjectStat, StoredObject | None]:
         """Read a bundle's record, and at the same time open the object if the `whole` is needed.
 
-        Raises `NotFound` if there is no bundle, if it has expired, or if it is not complete.
+        It is not opened if it may not be read to check a proof. Raises `NotFound` if there is no
+        bundle, if it has expired, or if it is not complete.
         """
         opening: asyncio.Task[StoredObject | ObjectStat] = asyncio.create_task(
-            self.open(bundle_id, resources) if whole else self._storage.head(bundle_id),
+            self.open(bundle_id, resources)
+            if whole and not self._limits.exceeded(bundle_id)
+            else self._storage.head(bundle_id),
             context=timing.detached(),
         )
         try:
@@ -142,25 +207,41 @@ class BundleAccess:
         return True
 
     async def verify_by_reading(
-        self, stored: StoredObject, proof: Proof, resources: AsyncExitStack, *, keep: bool
+        self,
+        bundle_id: UUID,
+        stored: StoredObject | ObjectStat,
+        proof: Proof,
+        resources: AsyncExitStack,
+        *,
+        keep: bool,
     ) -> list[bytes] | None:
-        """Read a whole bundle and check its HMAC.
+        """Read a whole bundle and check its HMAC, unless it was read too often.
 
         Returns the bundle if that is wanted (`keep`) and its size is free in memory now.
         """
+        stat = stored if isinstance(stored, ObjectStat) else stored.stat
+        with tracing.inside("verify bundle"):
+            async with self._limits.read(bundle_id, stat.size):
+                if isinstance(stored, ObjectStat):
+                    stored = await self.open(bundle_id, resources, etag=stored.etag)
+                return await self._read(stored, proof, resources, keep=keep)
+
+    async def _read(
+        self, stored: StoredObject, proof: Proof, resources: AsyncExitStack, *, keep: bool
+    ) -> list[bytes] | None:
         chunks: list[bytes] | None = None
         if keep and (reservation := self._memory.reserve(stored.stat.size)):
             resources.enter_context(reservation)
             chunks = []
-        verifier = HmacVerifier(proof.key)
+        verifier = HmacVerifier(proof)
         async with aclosing(stored):
             if chunks is None:
                 async for chunk in stored:
-                    verifier.update(chunk)
+                    await _hash(verifier, [chunk])
             else:
                 await _read_into(chunks, stored, verifier)
         way = "one_read" if not keep else "two_reads" if chunks is None else "memory"
-        self._count_verification(way, valid=verifier.matches(proof.hmac))
+        self._count_verification(way, valid=verifier.matches())
         return chunks
 
     def _count_verification(self, way: str, *, valid: bool) -> None:
@@ -186,7 +267,13 @@ async def _read_into(chunks: list[bytes], stored: StoredObject, verifier: HmacVe
             unhashed, start = 0, len(chunks)
     if hashing is not None:
         await hashing
-    if unhashed < HASHED_AT_ONCE:
-        verifier.update_all(chunks[start:])
+    await _hash(verifier, chunks[start:])
+
+
+async def _hash(verifier: HmacVerifier, chunks: Sequence[bytes | memoryview]) -> None:
+    """Add chunks to an HMAC, on another thread if that takes longer than the switch."""
+    if sum(map(len, chunks)) <= MAX_HASHED_HERE:
+        verifier.update_all(chunks)
     else:
-        await loop.run_in_executor(None, verifier.update_all, chunks[start:])
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, verifier.update_all, chunks)

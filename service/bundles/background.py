@@ -3,7 +3,8 @@
 The cleanup queue retries what S3 did not remove at once. While S3 fails, the queue tries one
 cleanup at a time, so an outage costs almost nothing, however many uploads it interrupted. Once a
 cleanup succeeds, the queue runs more and more of them at once. A cleanup that fails goes to the
-end of the queue, so it does not block the others.
+end of the queue, so it does not block the others. If S3 refuses it for good, it is still tried
+every two seconds, because an operator may correct the permissions.
 """
 
 import asyncio
@@ -11,10 +12,11 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import Context
 from typing import Any
 
 from service.errors import StorageUnavailable
-from service.telemetry import timing
+from service.telemetry import timing, tracing
 
 _log = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ class BackgroundTasks:
 class CleanupQueue:
     """A queue of cleanups that S3 did not accept at once.
 
-    It has no task of its own: the first caller that has to wait processes the queue for all.
+    The first caller that has to wait processes the queue for all.
     """
 
     def __init__(self) -> None:
@@ -89,7 +91,7 @@ class CleanupQueue:
 
         Returns after the queue is empty, or at once if another caller is processing the queue.
         """
-        if await _succeeds(cleanup):
+        if await _is_done(cleanup):
             return
         if len(self._queue) == MAX_QUEUED_CLEANUPS:
             _log.warning("the cleanup queue is full: leaving an upload to the bucket's lifecycle")
@@ -99,8 +101,10 @@ class CleanupQueue:
             return
         _log.warning("S3 did not remove a failed upload: retrying until it does")
         self._processing = True
+        tracing.enter(None)  # What follows can take hours.
         try:
-            await self._process()
+            # The queue is work for many requests, so its log lines have the id of none.
+            await asyncio.create_task(self._process(), context=Context())
         finally:
             self._processing = False
         _log.info("S3 has removed all failed uploads")
@@ -110,9 +114,9 @@ class CleanupQueue:
         await asyncio.sleep(backoff)
         while self._queue:
             batch = [self._queue.popleft() for _ in range(min(concurrency, len(self._queue)))]
-            results = await asyncio.gather(*map(_succeeds, batch))
+            results = await asyncio.gather(*map(_is_done, batch))
             self._queue.extend(
-                cleanup for cleanup, succeeded in zip(batch, results, strict=True) if not succeeded
+                cleanup for cleanup, done in zip(batch, results, strict=True) if not done
             )
             if any(results):
                 backoff, concurrency = MIN_BACKOFF, min(2 * concurrency, MAX_CONCURRENT_CLEANUPS)
@@ -121,9 +125,12 @@ class CleanupQueue:
                 await asyncio.sleep(backoff)
 
 
-async def _succeeds(cleanup: Cleanup) -> bool:
+async def _is_done(cleanup: Cleanup) -> bool:
+    """Run a cleanup; return false if S3 failed, so that it has to be tried again."""
     try:
         await cleanup()
     except StorageUnavailable:
         return False
+    except Exception:  # noqa: BLE001 - an error in this program; it must not stop the queue
+        _log.exception("a cleanup failed: leaving an upload to the bucket's lifecycle")
     return True

@@ -12,8 +12,10 @@ The rules:
 
 1. Windows and buffers together never hold more than the limit.
 2. Windows take at most half of it, and leave room for one part.
-3. A transfer waits if it cannot get a window or grow its part, first come, first served, and reads
-   nothing from its client. After the queue timeout, it fails with `Overloaded`.
+3. A transfer waits if it cannot get a window or grow its part, and reads nothing from its client.
+   After the queue timeout, it fails with `Overloaded`. Transfers are served first come, first
+   served, but a caller with more than a tenth of all windows gets no more while a caller with
+   fewer waits. Transfers that need no token do not count as those of one caller.
 4. A replay buffer only uses memory that nothing else needs. If a window or another buffer needs
    it, and dropping replay buffers is enough, they are dropped at once, the largest first.
 5. The oldest part buffer can grow to a whole part without waiting, because windows and all other
@@ -25,34 +27,59 @@ The rules:
 """
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from functools import partial
 
+from service.bundles.buffers import PartBuffer, ReplayBuffer
+from service.bundles.limits import ANYONE, Caller, FairQueue
 from service.errors import Overloaded
 from service.telemetry import timing
 
 WINDOW_SIZE = 128 * 1024
 """Bytes that every transfer may hold without a buffer."""
 
-MIN_CHUNK, MAX_CHUNK = 16 * 1024, 1 << 20
+MIN_CHUNK, MAX_CHUNK = 32 * 1024, 1 << 20
 """Bytes that a transfer reads at once while there are many transfers, and while there are few."""
 
-MAX_REPLAY_SIZE = 8 << 20
-"""Bytes of an upload that are kept to be sent to S3 again."""
 
-SMALL_CHUNK = 16 * 1024
-"""Smaller chunks are joined to four times this size: each takes memory beside its own bytes."""
+def _new_future() -> asyncio.Future[None]:
+    return asyncio.get_running_loop().create_future()
+
+
+@dataclass(eq=False)
+class _Waiter:
+    """A transfer that waits until `take` succeeds, which takes a window or memory for a part."""
+
+    take: Callable[[], bool]
+    caller: Caller = ANYONE
+    part: PartBuffer | None = None
+    served: asyncio.Future[None] = field(default_factory=_new_future)
+
+
+class _PartQueue(OrderedDict[PartBuffer | None, _Waiter]):
+    """The transfers that wait for memory for their part, first come, first served."""
+
+    def append(self, waiter: _Waiter) -> None:
+        self[waiter.part] = waiter
+
+    def remove(self, waiter: _Waiter) -> None:
+        """Remove a transfer, if it is there."""
+        self.pop(waiter.part, None)
+
+    def first(self) -> _Waiter:
+        return next(iter(self.values()))
 
 
 class Usage:
     """One use of the memory: its limit, the bytes in use, and the transfers that wait for it."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, queue: _PartQueue | FairQueue[_Waiter]) -> None:
         self.total = total
         self.in_use = 0
-        self.queue: deque[_Waiter] = deque()
+        self.queue = queue
 
     @property
     def waiting(self) -> int:
@@ -60,34 +87,27 @@ class Usage:
         return len(self.queue)
 
 
-class _Waiter:
-    """A transfer that waits for memory until `take` succeeds, maybe for a `part`."""
-
-    def __init__(self, take: Callable[[], bool], part: "PartBuffer | None") -> None:
-        self.take = take
-        self.part = part
-        self.turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-
 class Memory:
     """The memory of this process: `total` bytes, at least two parts. `timeout` is in seconds."""
 
     def __init__(self, total: int, *, part_size: int, timeout: float) -> None:
         self.max_transfers = min(total // 2, total - part_size) // WINDOW_SIZE
-        self.windows = Usage(self.max_transfers * WINDOW_SIZE)
-        self.buffers = Usage(total - self.max_transfers // 4 * WINDOW_SIZE)
+        self._window_queue = FairQueue[_Waiter](self.max_transfers)
+        self._part_queue = _PartQueue()
+        self.windows = Usage(self.max_transfers * WINDOW_SIZE, self._window_queue)
+        self.buffers = Usage(total - self.max_transfers // 4 * WINDOW_SIZE, self._part_queue)
         self.part_size = part_size
         self._total = total
-        self._timeout = timeout
+        self.timeout = timeout
         self.slow_transfers = 0  # Those that wait for a slow client. Their chunks are small.
         self._parts: dict[PartBuffer, None] = {}  # In the order of their creation.
         self._replays: set[ReplayBuffer] = set()
 
-    async def window(self) -> "Reservation":
-        """Take a window, after all earlier callers."""
-        release = partial(self._release, self.windows, WINDOW_SIZE)
-        if self.windows.queue or not self._try_window():
-            await self._wait(self.windows, _Waiter(self._try_window, None), release)
+    async def window(self, caller: Caller = ANYONE) -> "Reservation":
+        """Take a window, after those that wait already."""
+        take, release = partial(self._try_window, caller), partial(self._release_window, caller)
+        if self.windows.queue or not take():
+            await self._wait(self.windows, _Waiter(take, caller), release)
         return Reservation(release)
 
     def chunk_size(self) -> int:
@@ -96,13 +116,21 @@ class Memory:
         share = max(transfers, 8 * (transfers - self.slow_transfers))
         return min(max(self.windows.total // share, MIN_CHUNK), MAX_CHUNK)
 
-    def part(self) -> "PartBuffer":
+    def part(self) -> PartBuffer:
         """Start a part of an upload of unknown length."""
         part = PartBuffer(self)
         self._parts[part] = None
         return part
 
-    def replay(self) -> "ReplayBuffer":
+    def choose_part_size(self, smallest: int) -> int:
+        """Return the size for all parts of one upload: the smallest if whole ones may not fit.
+
+        Small parts are sent earlier, so parts that wait for a slow one can be sent and released.
+        """
+        fit = len(self._parts) * self.part_size <= self.buffers.total
+        return self.part_size if fit else smallest
+
+    def replay(self) -> ReplayBuffer:
         """Start the replay buffer of an upload of known length."""
         replay = ReplayBuffer(self)
         self._replays.add(replay)
@@ -115,29 +143,28 @@ class Memory:
         self.buffers.in_use += size
         return Reservation(partial(self._release, self.buffers, size))
 
-    async def grow_part(self, part: "PartBuffer", size: int) -> None:
-        """Take memory for a part, after all earlier callers unless it is the oldest part."""
-        if not self.try_grow_part(part, size):
-            waiter = _Waiter(lambda: self._take(part, size), part)
-            await self._wait(self.buffers, waiter, lambda: self._shrink(part, size))
+    async def grow_part(self, part: PartBuffer, size: int) -> None:
+        """Wait for memory for a part, after all that wait already."""
+        waiter = _Waiter(lambda: self._take(part, size), part=part)
+        await self._wait(self.buffers, waiter, lambda: self._shrink(part, size))
 
-    def try_grow_part(self, part: "PartBuffer", size: int) -> bool:
+    def try_grow_part(self, part: PartBuffer, size: int) -> bool:
         """Take memory for a part if it is free now."""
         return (not self.buffers.queue or part is self._oldest_part) and self._take(part, size)
 
-    def release_part(self, part: "PartBuffer") -> None:
+    def release_part(self, part: PartBuffer) -> None:
         self._parts.pop(part, None)
-        oldest = self._oldest_part  # It has become the oldest now, and does not wait any longer.
-        self.buffers.queue = deque(sorted(self.buffers.queue, key=lambda w: w.part is not oldest))
+        if self._oldest_part in self._part_queue:  # It has become the oldest, and need not wait.
+            self._part_queue.move_to_end(self._oldest_part, last=False)
         self._shrink(part, part.size)
 
-    def try_grow_replay(self, replay: "ReplayBuffer", size: int) -> bool:
+    def try_grow_replay(self, replay: ReplayBuffer, size: int) -> bool:
         """Take memory for a replay buffer if nothing else needs it."""
         if fits := not self.buffers.queue and self._fits(self._reserved_windows, size):
             self._grow(replay, size)
         return fits
 
-    def release_replay(self, replay: "ReplayBuffer") -> None:
+    def release_replay(self, replay: ReplayBuffer) -> None:
         self._replays.discard(replay)
         self._shrink(replay, replay.size)
 
@@ -151,20 +178,25 @@ class Memory:
         return max(self.windows.in_use, self.max_transfers // 4 * WINDOW_SIZE)
 
     @property
-    def _oldest_part(self) -> "PartBuffer | None":
+    def _oldest_part(self) -> PartBuffer | None:
         return next(iter(self._parts), None)
 
-    def _take(self, part: "PartBuffer", size: int) -> bool:
+    def _take(self, part: PartBuffer, size: int) -> bool:
         reserved = part is self._oldest_part and part.size + size <= self.part_size
         if taken := reserved or self._make_room(self._reserved_windows, size):
             self._grow(part, size)
         return taken
 
-    def _try_window(self) -> bool:
+    def _try_window(self, caller: Caller) -> bool:
         needed = self.windows.in_use + WINDOW_SIZE
         if fits := needed <= self.windows.total and self._make_room(needed, 0):
             self.windows.in_use = needed
+            self._window_queue.add_window(caller)
         return fits
+
+    def _release_window(self, caller: Caller) -> None:
+        self._window_queue.remove_window(caller)
+        self._release(self.windows, WINDOW_SIZE)
 
     def _fits(self, windows: int, size: int) -> bool:
         """Return whether `windows` bytes and `size` more of buffers leave room for one part."""
@@ -185,11 +217,11 @@ class Memory:
             largest.forget()
         return True
 
-    def _grow(self, buffer: "_ChunkBuffer", size: int) -> None:
+    def _grow(self, buffer: PartBuffer | ReplayBuffer, size: int) -> None:
         buffer.size += size
         self.buffers.in_use += size
 
-    def _shrink(self, buffer: "_ChunkBuffer", size: int) -> None:
+    def _shrink(self, buffer: PartBuffer | ReplayBuffer, size: int) -> None:
         buffer.size -= size
         self._release(self.buffers, size)
 
@@ -201,26 +233,25 @@ class Memory:
         """Let waiting transfers continue in their order; those that hold a part come first."""
         for usage in (self.buffers, self.windows):
             while usage.queue:
-                waiter = usage.queue[0]
-                if not waiter.turn.done():
+                waiter = usage.queue.first()
+                if not waiter.served.done():
                     if not waiter.take():
                         break
-                    waiter.turn.set_result(None)
-                usage.queue.popleft()
+                    waiter.served.set_result(None)
+                usage.queue.remove(waiter)
 
     async def _wait(self, usage: Usage, waiter: _Waiter, undo: Callable[[], None]) -> None:
         """Wait until memory is taken; `undo` that if the caller is cancelled at that moment."""
         usage.queue.append(waiter)
         try:
             with timing.measure("budget"):
-                async with asyncio.timeout(self._timeout):
-                    await waiter.turn
+                async with asyncio.timeout(self.timeout):
+                    await waiter.served
         except BaseException as error:
-            if waiter.turn.done() and not waiter.turn.cancelled():
+            if waiter.served.done() and not waiter.served.cancelled():
                 undo()
-            waiter.turn.cancel()
-            with suppress(ValueError):
-                usage.queue.remove(waiter)
+            waiter.served.cancel()
+            usage.queue.remove(waiter)
             self._serve()
             if isinstance(error, TimeoutError):
                 raise Overloaded from error
@@ -240,81 +271,3 @@ class Reservation(AbstractContextManager["Reservation"]):
 
     def __exit__(self, *_: object) -> None:
         self.release()
-
-
-class _ChunkBuffer:
-    """Chunks of a bundle, `size` bytes in all. Its memory is accounted for by `Memory`."""
-
-    def __init__(self, memory: Memory) -> None:
-        self.size = 0
-        self._memory = memory
-        self._chunks: list[bytes | bytearray] = []
-
-    def __iter__(self) -> Iterator[bytes | bytearray]:
-        return iter(self._chunks)
-
-    def _add(self, chunk: bytes) -> None:
-        """Add a chunk; small ones are joined."""
-        last = self._chunks[-1] if self._chunks else b""
-        if isinstance(last, bytearray) and len(last) + len(chunk) <= 4 * SMALL_CHUNK:
-            with suppress(BufferError):  # A connection to S3 is sending it.
-                last += chunk
-                return
-        self._chunks.append(bytearray(chunk) if len(chunk) < SMALL_CHUNK else chunk)
-
-
-class PartBuffer(_ChunkBuffer):
-    """One part of an upload of unknown length, while it fills and while it is sent."""
-
-    async def append(self, chunk: bytes) -> None:
-        """Add a chunk, after waiting for memory. Raises `Overloaded`."""
-        await self._memory.grow_part(self, len(chunk))
-        self._add(chunk)
-
-    def try_append(self, chunk: bytes) -> bool:
-        """Add a chunk if memory for it is free now."""
-        if grown := self._memory.try_grow_part(self, len(chunk)):
-            self._add(chunk)
-        return grown
-
-    async def __aiter__(self) -> AsyncIterator[bytes | bytearray]:
-        for chunk in self._chunks:
-            yield chunk
-
-    def rewind(self) -> None:
-        """A part can always be sent again."""
-
-    def on_arrival(self, callback: Callable[[int], None]) -> None:
-        """A part is sent only after all of it has arrived."""
-        callback(self.size)
-
-    def release(self) -> None:
-        self._chunks.clear()
-        self._memory.release_part(self)
-
-
-class ReplayBuffer(_ChunkBuffer):
-    """What an upload of known length has sent to S3 so far, as long as it is `complete`."""
-
-    complete = True
-
-    def append(self, chunk: bytes) -> None:
-        """Add a chunk, or give the buffer up if it is too large or memory is short."""
-        if not self.complete:
-            return
-        if self.size + len(chunk) > MAX_REPLAY_SIZE or not self._memory.try_grow_replay(
-            self, len(chunk)
-        ):
-            self.release()
-        else:
-            self._add(chunk)
-
-    def forget(self) -> None:
-        """Drop the chunks, after `Memory` has taken back what they held."""
-        self.complete = False
-        self.size = 0
-        self._chunks.clear()
-
-    def release(self) -> None:
-        self._memory.release_replay(self)
-        self.forget()

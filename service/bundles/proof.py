@@ -1,8 +1,8 @@
 """HMACs, receipts and digests: computes, compares, and parses or formats their headers. Pure.
 
-`service` uses them to decide who may download or delete a bundle, `claims` to verify an upload.
-`http.routes` parses request headers with this module, and `http.responses` formats `Repr-Digest`.
-All comparisons take constant time.
+`access` uses them to decide who may download or delete a bundle, and `service` to verify what an
+upload claims about itself. `http.routes` parses request headers with this module, and
+`http.responses` formats `Repr-Digest`. All comparisons take constant time.
 """
 
 import base64
@@ -10,11 +10,12 @@ import binascii
 import hashlib
 import hmac
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from service.errors import MalformedHeader
+from service.bundles.record import BundleRecord
+from service.errors import DigestMismatch, HmacMismatch, MalformedHeader
 
 MAX_DIGESTS = 256
 """The maximum number of digests in one `Content-Digest` or `Repr-Digest` header.
@@ -39,21 +40,22 @@ class Proof:
 
 
 class HmacVerifier:
-    """Computes an HMAC-SHA256 over the bytes of a bundle as they arrive."""
+    """Verifies a proof: computes its HMAC-SHA256 over the bytes of a bundle as they arrive."""
 
-    def __init__(self, key: bytes) -> None:
-        self._mac = hmac.new(key, digestmod=hashlib.sha256)
+    def __init__(self, proof: Proof) -> None:
+        self._claimed = proof.hmac
+        self._mac = hmac.new(proof.key, digestmod=hashlib.sha256)
 
     def update(self, chunk: bytes | memoryview) -> None:
         self._mac.update(chunk)
 
-    def update_all(self, chunks: Iterable[bytes]) -> None:
+    def update_all(self, chunks: Iterable[bytes | memoryview]) -> None:
         for chunk in chunks:
             self._mac.update(chunk)
 
-    def matches(self, claimed: str) -> bool:
-        """Return whether the bytes so far have this HMAC, given as 64 lower-case hex digits."""
-        return equal_digests(self._mac.hexdigest(), claimed)
+    def matches(self) -> bool:
+        """Return whether the bytes so far have the HMAC of the proof."""
+        return equal_digests(self._mac.hexdigest(), self._claimed)
 
 
 def compute_receipt(proof: Proof, bundle_id: UUID) -> str:
@@ -71,6 +73,54 @@ def compute_receipt(proof: Proof, bundle_id: UUID) -> str:
 def equal_digests(left: str, right: str) -> bool:
     """Compare two hex digests in constant time."""
     return hmac.compare_digest(left, right)
+
+
+@dataclass(frozen=True, slots=True)
+class UploadClaims:
+    """The HMAC, signing key and SHA-256 digests sent with an upload, in lower-case hex.
+
+    The `hmac` is stored with the bundle, and downloads have to present it. With a signing `key`,
+    the HMAC is verified during the upload. All `digests` are verified during the upload.
+    """
+
+    hmac: str | None = None
+    key: bytes | None = field(default=None, repr=False)
+    digests: Sequence[str] = ()
+
+    @property
+    def proof(self) -> Proof | None:
+        """The HMAC and its key, if both were sent."""
+        return None if self.hmac is None or self.key is None else Proof(self.hmac, self.key)
+
+    def record(self, bundle_id: UUID, expires_at: int, size: int | None) -> BundleRecord:
+        """Return the bundle's record, which is valid once the received bytes match the claims."""
+        receipt = None if self.proof is None else compute_receipt(self.proof, bundle_id)
+        sha256 = self.digests[0] if self.digests else None
+        return BundleRecord(expires_at, size, sha256, self.hmac, receipt)
+
+
+class UploadVerifier:
+    """Computes what an upload's claims need as its bytes arrive, and nothing else."""
+
+    def __init__(self, claims: UploadClaims) -> None:
+        self._claims = claims
+        self._sha256 = hashlib.sha256() if claims.digests else None
+        self._hmac = None if claims.proof is None else HmacVerifier(claims.proof)
+
+    def update(self, chunk: bytes) -> None:
+        if self._sha256 is not None:
+            self._sha256.update(chunk)
+        if self._hmac is not None:
+            self._hmac.update(chunk)
+
+    def verify(self) -> None:
+        """Raise `DigestMismatch` or `HmacMismatch` if the bytes do not match the claims."""
+        if self._sha256 is not None:
+            sha256 = self._sha256.hexdigest()
+            if not all(equal_digests(sha256, digest) for digest in self._claims.digests):
+                raise DigestMismatch
+        if self._hmac is not None and not self._hmac.matches():
+            raise HmacMismatch
 
 
 def parse_hmac(value: bytes) -> str:

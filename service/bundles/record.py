@@ -1,6 +1,7 @@
 """A bundle's record, which S3 keeps beside its object, and when the bundle expires. Pure.
 
-`claims` creates the record of an upload, and `service` reads it for every other request.
+`proof` creates the record of an upload from its claims, and `access` reads it for every other
+request.
 """
 
 import math
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 from typing import Self
 
 DAY = 86_400
+
+LAST_SECOND = 253_402_300_799
+"""The last second of the year 9999. No later time can be written as a date."""
 
 _SHA256_HEX = re.compile(r"[0-9a-f]{64}")
 _NUMBER = re.compile(r"[0-9]{1,15}")
@@ -32,6 +36,8 @@ class BundleRecord:
     receipt: str | None = None
 
     def __post_init__(self) -> None:
+        if self.expires_at > LAST_SECOND:
+            raise ValueError("an expiry time after the year 9999")
         for digest in (self.sha256, self.hmac, self.receipt):
             if digest is not None and not _SHA256_HEX.fullmatch(digest):
                 raise ValueError("not 64 lower-case hex digits")

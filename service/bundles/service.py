@@ -12,12 +12,18 @@ from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
 from uuid import UUID, uuid4
 
-from service.bundles.access import BundleAccess, Storage
+from service.bundles.access import (
+    BundleAccess,
+    Content,
+    Download,
+    DownloadContent,
+    InMemoryContent,
+    Storage,
+)
 from service.bundles.background import BackgroundTasks, CleanupQueue
-from service.bundles.claims import UploadClaims, UploadVerifier
-from service.bundles.download import Content, Download, DownloadContent, InMemoryContent
+from service.bundles.limits import ANYONE, Caller, UploadLimits
 from service.bundles.memory import Memory
-from service.bundles.proof import Proof, compute_receipt
+from service.bundles.proof import Proof, UploadClaims, UploadVerifier, compute_receipt
 from service.bundles.ranges import RangeRequest
 from service.bundles.record import BundleRecord, expiry_time
 from service.bundles.upload import BufferedUpload, StreamedUpload, Upload
@@ -60,6 +66,7 @@ class BundleService:
         self,
         storage: Storage,
         memory: Memory,
+        limits: UploadLimits,
         metrics: Metrics,
         drain: Drain,
         *,
@@ -73,6 +80,7 @@ class BundleService:
         self.require_hmac = require_hmac
         self._storage = storage
         self._memory = memory
+        self._limits = limits
         self._metrics = metrics
         self._drain = drain
         self._clock = clock
@@ -86,7 +94,7 @@ class BundleService:
         """Wait for uploads that are being cancelled, and for the cleanup after them."""
         await self._background.close()
 
-    async def upload(
+    async def upload(  # noqa: PLR0913 - what is known about an upload, each by its name
         self,
         chunks: AsyncIterator[bytes],
         claims: UploadClaims,
@@ -94,13 +102,15 @@ class BundleService:
         ttl: int | None = None,
         length: int | None = None,
         form_overhead: int = 0,
+        caller: Caller = ANYONE,
     ) -> tuple[UUID, BundleRecord]:
         """Store a bundle for `ttl` seconds. When this returns, every replica can read it.
 
         `length` is the declared length in bytes. Up to `form_overhead` of it may be around the
-        bundle. Raises `BundleTooLarge`, `Draining`, `Overloaded`, `UploadTimeout`, `EmptyBundle`,
-        `DigestMismatch`, `HmacMismatch`, `StorageUnavailable`, and whatever `chunks` raises. After
-        any of these, or after a cancellation, whatever has reached S3 is removed in the background.
+        bundle. Raises `BundleTooLarge`, `Draining`, `TooManyUploads`, `Overloaded`,
+        `UploadTimeout`, `EmptyBundle`, `DigestMismatch`, `HmacMismatch`, `StorageUnavailable`, and
+        whatever `chunks` raises. After any of these, or after a cancellation, whatever has reached
+        S3 is removed in the background.
         """
         if length is not None and length - form_overhead > self.max_size:
             raise BundleTooLarge(self.max_size)
@@ -110,28 +120,35 @@ class BundleService:
         expires_at = expiry_time(self._clock(), self.retention if ttl is None else ttl)
         bundle_id, verifier = uuid4(), UploadVerifier(claims)
         record = claims.record(bundle_id, expires_at, size)
-        with await self._memory.window():
+        most = None if length is None else min(length, self.max_size)
+        with self._limits.upload(caller, most) as arrive, await self._memory.window(caller):
             upload = self._start_upload(bundle_id, record)
             with self._rollback_on_failure(upload):
-                async for chunk in chunks:
-                    if upload.received + len(chunk) > self.max_size:
-                        raise BundleTooLarge(self.max_size)
-                    verifier.update(chunk)
-                    await upload.write(chunk)
+                async with upload.watch.active():
+                    async for chunk in chunks:
+                        if upload.received + len(chunk) > self.max_size:
+                            raise BundleTooLarge(self.max_size)
+                        arrive(len(chunk))
+                        verifier.update(chunk)
+                        await upload.write(chunk)
                 if not upload.received:
                     raise EmptyBundle
                 if record.size not in {None, upload.received}:
                     raise ClientGone
                 verifier.verify()
-                if record.is_expired(self._clock()):
-                    raise UploadTimeout
+                self._check_expiry(record)
                 await upload.complete()
+                self._check_expiry(record)  # S3 may take long.
         return bundle_id, record
+
+    def _check_expiry(self, record: BundleRecord) -> None:
+        if record.is_expired(self._clock()):
+            raise UploadTimeout
 
     def _start_upload(self, bundle_id: UUID, record: BundleRecord) -> Upload:
         fields = record.to_fields()
         if record.size is None:
-            return BufferedUpload(self._storage, self._memory, bundle_id, fields)
+            return BufferedUpload(self._storage, self._memory, bundle_id, self.max_size, fields)
         return StreamedUpload(self._storage, self._memory, bundle_id, record.size, fields)
 
     async def download(
@@ -140,7 +157,8 @@ class BundleService:
         """Authorize a download of a bundle, or of a range of it; without `body`, as for HEAD.
 
         The caller closes `content`. Raises `Draining`, `NotFound`, `MissingHeader`, `InvalidHmac`,
-        `PreconditionFailed`, `RangeNotSatisfiable`, `Overloaded`, `StorageUnavailable`.
+        `TooManyAttempts`, `PreconditionFailed`, `RangeNotSatisfiable`, `Overloaded`,
+        `StorageUnavailable`.
         """
         self._refuse_while_draining()
         whole = body and requested.unconditional
@@ -151,8 +169,9 @@ class BundleService:
             if proof is None:
                 self._access.check_open(record)
             elif not self._access.check_proof(bundle_id, record, proof):
-                unread = stored or await self._access.open(bundle_id, resources, etag=stat.etag)
-                chunks = await self._access.verify_by_reading(unread, proof, resources, keep=body)
+                chunks = await self._access.verify_by_reading(
+                    bundle_id, stored or stat, proof, resources, keep=body
+                )
                 self._store_receipt(bundle_id, record, proof)
                 stored = None  # It has been read.
             part = requested.select(stat)
@@ -178,8 +197,7 @@ class BundleService:
             resources.enter_context(await self._memory.window())
             record, stat, _ = await self._access.look_up(bundle_id, resources, whole=False)
             if not self._access.check_proof(bundle_id, record, proof):
-                unread = await self._access.open(bundle_id, resources, etag=stat.etag)
-                await self._access.verify_by_reading(unread, proof, resources, keep=False)
+                await self._access.verify_by_reading(bundle_id, stat, proof, resources, keep=False)
         requested.select(stat)
         for _ in range(DELETE_ATTEMPTS):
             await self._storage.delete(bundle_id)
@@ -201,7 +219,9 @@ class BundleService:
     async def _put_tags(self, bundle_id: UUID, record: BundleRecord) -> None:
         try:
             await self._storage.put_tags(bundle_id, record.to_fields())
-        except (NotFound, StorageUnavailable):
+        except NotFound:
+            return  # The bundle has been deleted.
+        except StorageUnavailable:
             _log.warning(
                 "a receipt could not be stored; the next download verifies the bundle again"
             )

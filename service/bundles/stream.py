@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
-from service.bundles.memory import ReplayBuffer
+from service.bundles.buffers import ReplayBuffer
 
 SILENCE = 5.0
 """Seconds without a chunk from the client, after which a piece of the last chunk is sent.

@@ -7,20 +7,20 @@ part is sent while the next one fills.
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from service.bundles.background import Cleanup
-from service.bundles.memory import Memory, PartBuffer
+from service.bundles.buffers import PartBuffer
+from service.bundles.memory import Memory
 from service.bundles.stream import StreamBroken, UploadStream
 from service.errors import StorageUnavailable
+from service.settings import MAX_PARTS, MIN_PART_SIZE
 from service.telemetry import timing
 
 _T = TypeVar("_T")
-
-MIN_PART_SIZE = 5 << 20
-"""Bytes of the smallest part that S3 accepts, except for the last one."""
 
 
 class Body(Protocol):
@@ -56,10 +56,46 @@ class UploadStorage(Protocol):
     async def delete(self, bundle_id: UUID) -> None: ...
 
 
+class FailureWatch:
+    """Interrupts the wait for a client when a request to S3 has failed meanwhile.
+
+    Otherwise, a client that is silent would learn of the failure only after its next chunk.
+    """
+
+    def __init__(self) -> None:
+        self._failed: asyncio.Task[Any] | None = None
+        self._scope: asyncio.Timeout | None = None
+
+    def add(self, request: asyncio.Task[Any]) -> None:
+        request.add_done_callback(self._check)
+
+    def _check(self, request: asyncio.Task[Any]) -> None:
+        if self._scope is not None and not request.cancelled() and request.exception():
+            self._failed = request
+            self._scope.reschedule(0)
+
+    @asynccontextmanager
+    async def active(self) -> AsyncIterator[None]:
+        """Raise the error of a request that fails inside this context, even during a wait."""
+        try:
+            async with asyncio.timeout(None) as self._scope:
+                yield
+        except TimeoutError:
+            if self._failed is None:
+                raise
+            await self._failed
+        finally:
+            self._scope = None
+
+
 class Upload(Protocol):
-    """Call `write` for each chunk, then `complete`; after any error, call `roll_back`."""
+    """Call `write` for each chunk, then `complete`; after any error, call `roll_back`.
+
+    While the `watch` is active, requests to S3 that fail are noticed between two chunks.
+    """
 
     received: int
+    watch: FailureWatch
 
     async def write(self, chunk: bytes) -> None:
         """Take the next bytes of the bundle."""
@@ -86,6 +122,7 @@ class StreamedUpload:
         fields: Mapping[str, str],
     ) -> None:
         self.received = 0
+        self.watch = FailureWatch()
         self._storage = storage
         self._bundle_id = bundle_id
         self._fields = fields
@@ -138,20 +175,33 @@ class StreamedUpload:
             context=timing.detached(),
         )
         put.add_done_callback(lambda _: self._stream.fail())
+        self.watch.add(put)
         return put
 
 
 class BufferedUpload:
-    """An upload of unknown length, collected in parts of `memory.part_size` bytes."""
+    """An upload of unknown length, up to `max_size` bytes, collected in parts.
+
+    All parts but the last have the same size: Cloudflare R2 accepts nothing else. It is chosen when
+    the first part has reached the smallest size, of which `MAX_PARTS` parts hold `max_size`.
+    """
 
     def __init__(
-        self, storage: UploadStorage, memory: Memory, bundle_id: UUID, fields: Mapping[str, str]
+        self,
+        storage: UploadStorage,
+        memory: Memory,
+        bundle_id: UUID,
+        max_size: int,
+        fields: Mapping[str, str],
     ) -> None:
         self.received = 0
+        self.watch = FailureWatch()
         self._storage = storage
         self._memory = memory
         self._bundle_id = bundle_id
         self._fields = fields
+        self._min_part_size = max(MIN_PART_SIZE, -(-max_size // MAX_PARTS))
+        self._part_size: int | None = None
         self._part = memory.part()
         self._sent_part: PartBuffer | None = None
         self._multipart = False
@@ -163,15 +213,14 @@ class BufferedUpload:
     async def write(self, chunk: bytes) -> None:
         self.received += len(chunk)
         while chunk:
-            space = self._memory.part_size - self._part.size
+            if self._part_size is None and self._part.size == self._min_part_size:
+                self._part_size = self._memory.choose_part_size(self._min_part_size)
+            space = (self._part_size or self._min_part_size) - self._part.size
             if not space:
                 await self._send_full_part()
                 continue
-            fitting, chunk = chunk[:space], chunk[space:]
-            if not self._part.try_append(fitting):
-                if self._part.size >= MIN_PART_SIZE:  # Sending it early releases memory.
-                    await self._send_full_part()
-                await self._part.append(fitting)
+            await self._part.append(chunk[:space])
+            chunk = chunk[space:]
 
     async def complete(self) -> None:
         """Create the object with its record."""
@@ -225,6 +274,7 @@ class BufferedUpload:
             context=timing.detached(),
         )
         self._part_upload.add_done_callback(lambda _: part.release())
+        self.watch.add(self._part_upload)
 
     async def _finish_part(self) -> None:
         """Wait for the part that is being sent, if there is one."""

@@ -17,13 +17,23 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.drain import Drain
 from service.errors import Draining
 from service.http.access_log import METHODS, AccessLogMiddleware
+from service.http.auth.token_path import SCOPE_KEY, split_path
 from service.http.problems import problem
 from service.http.slow_clients import DISCARD_TIMEOUT
 from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import Tracer
 
 REQUEST_HEADERS = (
-    *("Content-Type", "X-HMAC", "X-SIGNING-KEY", "X-TTL", "Content-Digest", "Repr-Digest"),
-    *("Range", "If-Match", "If-Range", "X-Request-Id"),
+    *(
+        "Authorization",
+        "Content-Type",
+        "X-HMAC",
+        "X-SIGNING-KEY",
+        "X-TTL",
+        "Content-Digest",
+        "Repr-Digest",
+    ),
+    *("Range", "If-Match", "If-Range", "X-Request-Id", "traceparent"),
 )
 """Request headers that pages of other origins may send."""
 
@@ -50,7 +60,14 @@ _ORIGIN = re.compile(rb"https?://[^/]*", re.IGNORECASE)
 _SLASHES = re.compile("/{2,}")
 
 
-def wrap(app: Starlette, metrics: Metrics, drain: Drain, *, cors_origins: Sequence[str]) -> ASGIApp:
+def wrap(
+    app: Starlette,
+    metrics: Metrics,
+    tracer: Tracer | None,
+    drain: Drain,
+    *,
+    cors_origins: Sequence[str],
+) -> ASGIApp:
     """Wrap `app` in all middleware.
 
     CORS wraps everything that creates errors, so that pages can read errors too. CORS answers
@@ -65,7 +82,7 @@ def wrap(app: Starlette, metrics: Metrics, drain: Drain, *, cors_origins: Sequen
         max_age=3600,
     )
     drained = DrainMiddleware(EarlyResponseMiddleware(cors), drain)
-    return NormalizePathMiddleware(AccessLogMiddleware(drained, metrics, app.routes))
+    return NormalizePathMiddleware(AccessLogMiddleware(drained, metrics, tracer, app.routes))
 
 
 class PreflightMiddleware(CORSMiddleware):
@@ -78,9 +95,10 @@ class PreflightMiddleware(CORSMiddleware):
 
 
 class NormalizePathMiddleware:
-    """Accepts `//upload`, `/upload/`, `//files/ID/` and the absolute form of a URL.
+    """Accepts `//upload`, `/upload/`, `//files/ID/`, the absolute form of a URL, and `/t/TOKEN/`.
 
-    It does not redirect: a client that streams its body would follow a 307 with an empty body.
+    It does not redirect: a client that streams its body would follow a 307 with an empty body. An
+    upload token is taken out of the path, so that it does not get into a log.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -88,7 +106,8 @@ class NormalizePathMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            scope = {**scope, "path": _normalize(scope["raw_path"], scope["path"])}
+            path, token = split_path(_normalize(scope["raw_path"], scope["path"]))
+            scope = {**scope, "path": path, SCOPE_KEY: token}
         await self._app(scope, receive, send)
 
 
@@ -206,7 +225,8 @@ def _rejection(scope: Scope) -> Response | None:
     query = scope["query_string"]
     if len(scope["raw_path"]) + len(query) + bool(query) > MAX_TARGET_SIZE:
         return problem("uri_too_long", _TOO_LONG)
-    if not (scope["path"].isascii() and scope["path"].isprintable()):
+    path = scope["path"] + (scope[SCOPE_KEY] or "")
+    if not (path.isascii() and path.isprintable()):
         return problem("malformed_request", _NOT_PRINTABLE)
     if "content-length" in headers and "transfer-encoding" in headers:
         return problem("malformed_header", _AMBIGUOUS)

@@ -15,7 +15,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import ExceptionHandler
 
-from service.errors import ClientGone, HistoryError, RangeNotSatisfiable
+from service.errors import (
+    ClientGone,
+    HistoryError,
+    LimitReached,
+    RangeNotSatisfiable,
+)
 
 STATUS = {
     "missing_header": 400,
@@ -24,6 +29,7 @@ STATUS = {
     "malformed_request": 400,
     "empty_bundle": 400,
     "invalid_hmac": 401,
+    "unauthorized": 401,
     "not_found": 404,
     "method_not_allowed": 405,
     "upload_timeout": 408,
@@ -33,6 +39,8 @@ STATUS = {
     "range_not_satisfiable": 416,
     "digest_mismatch": 422,
     "hmac_mismatch": 422,
+    "too_many_attempts": 429,
+    "too_many_uploads": 429,
     "headers_too_large": 431,
     "internal_error": 500,
     "draining": 503,
@@ -42,6 +50,7 @@ STATUS = {
 
 _HEADERS = {
     "invalid_hmac": {"WWW-Authenticate": "XMTP-HMAC-SHA256"},
+    "unauthorized": {"WWW-Authenticate": "Bearer"},
     "draining": {"Retry-After": "5"},
     "overloaded": {"Retry-After": "5"},
     "storage_unavailable": {"Retry-After": "5"},
@@ -93,6 +102,8 @@ async def _history_error(_: Request, error: Exception) -> Response:
     headers = {}
     if isinstance(error, RangeNotSatisfiable):
         headers["Content-Range"] = f"bytes */{error.size}"
+    if isinstance(error, LimitReached):
+        headers["Retry-After"] = str(error.retry_after)
     return problem(error.code, error.detail, headers)
 
 

@@ -12,7 +12,7 @@ from uuid import UUID
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.bundles.download import Download
+from service.bundles.access import Download
 from service.bundles.proof import format_digest
 from service.errors import ClientGone, StorageUnavailable
 from service.telemetry import timing

@@ -18,13 +18,15 @@ from starlette.routing import Match, Route
 from starlette.types import Scope
 
 from service import __version__
-from service.bundles.claims import UploadClaims
+from service.bundles.limits import Caller
 from service.bundles.memory import Memory
-from service.bundles.proof import Proof, parse_digests, parse_hmac
+from service.bundles.proof import Proof, UploadClaims, parse_digests, parse_hmac
 from service.bundles.ranges import RangeRequest
 from service.bundles.service import BundleService
 from service.errors import ClientGone, MalformedHeader, MissingHeader, NotFound, UploadTimeout
 from service.http import about, forms
+from service.http.access_log import CALLER
+from service.http.auth.authorizer import Authorizer
 from service.http.health import Readiness
 from service.http.responses import BundleResponse, cancel_on_disconnect, http_date
 from service.http.slow_clients import ClientRate
@@ -36,6 +38,7 @@ class State(TypedDict):
     """The objects that the lifespan creates; each request has them in `request.state`."""
 
     bundles: BundleService
+    authorizer: Authorizer
     memory: Memory
     readiness: Readiness
     metrics: Metrics
@@ -94,6 +97,8 @@ async def upload(request: Request[State]) -> Response:
     claims = _claims(request, form=form)
     ttl = _ttl(request, bundles.retention)
     length = _header(request, "Content-Length")
+    caller = await request.state["authorizer"].authorize(request.scope)
+    request.scope[CALLER] = _short_name(caller)
     async with aclosing(_body(request)) as body:
         bundle_id, record = await bundles.upload(
             forms.file_part(body, content_type) if form else body,
@@ -101,7 +106,9 @@ async def upload(request: Request[State]) -> Response:
             ttl=ttl,
             length=None if length is None else int(length),
             form_overhead=forms.MAX_OVERHEAD if form else 0,
+            caller=caller,
         )
+    request.state["metrics"].uploads.labels(caller.name).inc()
     return PlainTextResponse(
         str(bundle_id),
         headers={
@@ -128,7 +135,13 @@ async def download(request: Request[State]) -> Response:
     )
     bundle_id = _bundle_id(request)
     work = bundles.download(bundle_id, proof, requested, body=get)
-    return BundleResponse(bundle_id, await cancel_on_disconnect(request.receive, work))
+    authorized = await cancel_on_disconnect(request.receive, work)
+    try:
+        return BundleResponse(bundle_id, authorized)
+    except BaseException:  # The response would have closed the content.
+        if authorized.content is not None:
+            await authorized.content.aclose()
+        raise
 
 
 async def delete(request: Request[State]) -> Response:
@@ -192,6 +205,12 @@ def _claims(request: Request[State], *, form: bool) -> UploadClaims:
     )
 
 
+def _short_name(caller: Caller) -> str | None:
+    """Return who uploads, for the log: of a JWT, the first characters of its subject."""
+    subject = caller.subject.encode("unicode_escape").decode()
+    return f"{caller.name}:{subject[:8]}…" if subject else caller.name or None
+
+
 def _ttl(request: Request[State], retention: int) -> int | None:
     """Parse `X-TTL` in seconds."""
     value = _header(request, "X-TTL")
@@ -248,6 +267,6 @@ async def _body(request: Request[State]) -> AsyncGenerator[bytes, None]:
         if message["type"] == "http.disconnect":
             raise ClientGone
         more, chunk = message.get("more_body", False), message.get("body", b"")
-        rate.record(time.monotonic() - started, len(chunk))
+        rate.record(time.monotonic() - started, len(chunk), memory.chunk_size())
         if chunk:
             yield chunk

@@ -5,6 +5,8 @@ applies it to uploads, and `server.connection` to responses. `middleware` and `s
 use `DISCARD_TIMEOUT`.
 """
 
+import math
+
 MIN_RATE = 16 * 1024
 """Bytes per second that a client has to send or receive on average."""
 
@@ -17,8 +19,8 @@ SLOW_RATE = 256 * 1024
 SLOW_AFTER = 5.0
 """Seconds of waiting for a client before it can count as slow."""
 
-EXPECTED_READ = 32 * 1024
-"""Bytes that should have arrived before a slow client is read again. The kernel can hold more.
+EXPECTED_READ = 28 * 1024
+"""Bytes that should have arrived before a slow client is read again, less than `memory.MIN_CHUNK`.
 
 On the way, a body is divided into packets of about 1.4 KB. Reading each of them by itself, a
 thousand slow clients would need more than one processor: a chunk takes 0.2 ms, whatever its size.
@@ -26,6 +28,9 @@ thousand slow clients would need more than one processor: a chunk takes 0.2 ms, 
 
 MAX_READ_DELAY = 2.0
 """Seconds after which a slow client is read again in any case."""
+
+MAX_HALVINGS = 10
+"""How often the delay before a read is halved at most."""
 
 DISCARD_TIMEOUT = 2.0
 """Seconds for which the rest of a request is read and dropped after an early response."""
@@ -41,23 +46,32 @@ class ClientRate:
         self._timeout = timeout
         self._waited = self._idle = 0.0
         self._transferred = 0
+        self._full_reads = 0  # one after the other
 
-    def record(self, seconds: float, transferred: int) -> None:
-        """Record a wait of `seconds`, in which `transferred` bytes were sent or received."""
+    def record(self, seconds: float, transferred: int, limit: float = math.inf) -> None:
+        """Record a wait of `seconds`, in which `transferred` bytes were sent or received.
+
+        If they are nearly as many as the `limit` of a read, the kernel probably holds more.
+        """
         self._waited += seconds
         self._transferred += transferred
         self._idle = 0.0 if transferred else self._idle + seconds
+        full = 8 * transferred >= 7 * limit
+        self._full_reads = min(self._full_reads + 1, MAX_HALVINGS) if full else 0
 
     @property
     def read_delay(self) -> float:
         """Seconds to wait before the next read, if the client is slow; otherwise 0.
 
-        This is at most half of the `time_left`, of which it is a part.
+        This is at most half of the `time_left`, of which it is a part. While more waits in the
+        kernel, each delay is half as long as the one before. So a client that has become faster is
+        soon read as fast as it sends.
         """
         if self._waited <= max(SLOW_AFTER, self._transferred / SLOW_RATE):
             return 0
         expected = EXPECTED_READ * self._waited / max(self._transferred, 1)
-        return max(min(MAX_READ_DELAY, expected, self.time_left / 2), 0)
+        delay = min(MAX_READ_DELAY, expected) / (1 << self._full_reads)
+        return max(min(delay, self.time_left / 2), 0)
 
     @property
     def time_left(self) -> float:

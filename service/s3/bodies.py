@@ -17,8 +17,12 @@ from service.s3.records import fields_in_metadata
 if TYPE_CHECKING:
     from types_aiobotocore_s3.type_defs import GetObjectOutputTypeDef, HeadObjectOutputTypeDef
 
-MAX_RESUMES = 3
-"""How often in a row an interrupted download is resumed without `MIN_PROGRESS` in between."""
+MAX_RESUMES = 5
+"""How often in a row an interrupted download is resumed without `MIN_PROGRESS` in between.
+
+If S3 interrupts a tenth of its responses early, one in a million downloads fails. With three, it
+is one in ten thousand. Each may take 10 s, if S3 stalls.
+"""
 
 MIN_PROGRESS = 64 * 1024
 """Bytes. With less progress per request, a large bundle would take minutes and many requests."""

@@ -27,7 +27,7 @@ from botocore.exceptions import (
 from botocore.exceptions import ConnectionError as BotoConnectionError
 
 from service.errors import NotFound, StorageUnavailable
-from service.telemetry import timing
+from service.telemetry import timing, tracing
 from service.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ NETWORK_ERRORS = (
 )
 """botocore's errors that are not about its settings or credentials."""
 
-_NO_RESPONSE = (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError)
+NO_RESPONSE = (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError)
 """What botocore and aiohttp raise if S3 sent no response, or an incomplete one."""
 
 _ABSENT = {"NoSuchKey", "PreconditionFailed", "412"}
@@ -111,6 +111,16 @@ class S3Calls:
         `StorageUnavailable` for everything else that goes wrong.
         """
         started, outcome = time.monotonic(), "failed"
+        span = tracing.start_child(
+            "client",
+            f"S3/{operation}",
+            {
+                "rpc.system": "aws-api",
+                "rpc.service": "S3",
+                "rpc.method": operation,
+                "aws.s3.bucket": self._bucket,
+            },
+        )
         try:
             with timing.measure("s3"):
                 seconds = (limit or CALL_TIMEOUT) + size / MIN_UPLOAD_RATE
@@ -126,7 +136,7 @@ class S3Calls:
                 outcome = "refused"
             self.log_failure(operation, error)
             raise StorageUnavailable from error
-        except _NO_RESPONSE as error:
+        except NO_RESPONSE as error:
             self.log_failure(operation, error)
             raise StorageUnavailable from error
         except asyncio.CancelledError:
@@ -135,6 +145,9 @@ class S3Calls:
         finally:
             seconds = time.monotonic() - started
             self.metrics.s3.labels(operation, outcome).observe(seconds)
+            if span is not None:
+                failed = outcome in {"refused", "failed"}
+                span.end({"history.outcome": outcome}, outcome if failed else None)
 
     async def read_chunk(self, body: StreamingBody) -> bytes:
         """Return the next bytes of a body that is not at its end. Raises `BodyInterrupted`.
@@ -144,7 +157,7 @@ class S3Calls:
         try:
             with timing.measure("s3"):
                 chunk: bytes = await body.content.readany()
-        except _NO_RESPONSE as error:
+        except NO_RESPONSE as error:
             raise BodyInterrupted from error
         if not chunk:
             raise BodyInterrupted

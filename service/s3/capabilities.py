@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from contextvars import Context
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -24,10 +25,11 @@ from service.s3.calls import LOG_INTERVAL, S3Calls, error_status
 from service.s3.records import (
     Records,
     fields_in_metadata,
-    fields_in_tags,
+    read_tags,
     record_arguments,
     tag_set,
 )
+from service.telemetry import timing
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -38,7 +40,7 @@ PROBE_TIMEOUT = 4.0
 """Seconds that trying the capabilities of a record may take, with all attempts."""
 
 RETRY_INTERVAL = 1.0
-"""Seconds until a probe is repeated that could not be completed."""
+"""Seconds between the end of an attempt and the start of the next one."""
 
 CUT_BODY_SIZE = 128 * 1024
 """Bytes that a request declares that is cut after half of them."""
@@ -59,8 +61,13 @@ class Probe:
     def __init__(self, client: S3Client, bucket: str, prefix: str) -> None:
         self._client = client
         self._location: Any = {"Bucket": bucket, "Key": f"{prefix}probe-{uuid4()}"}
+        self._in_parts = False
 
     async def remove(self) -> None:
+        """Remove the object, and multipart uploads that were not completed."""
+        if self._in_parts:
+            with suppress(ClientError):  # Credentials may not permit it, and the lifecycle does it.
+                await self._abort_uploads()
         await self._client.delete_object(**self._location)
 
     async def tags_at_put(self) -> bool:
@@ -120,14 +127,21 @@ class Probe:
         await self._client.put_object(**self._location, Body=b"probe", **record)
 
     async def _put_in_parts(self, **record: Any) -> None:
+        self._in_parts = True
         created = await self._client.create_multipart_upload(**self._location, **record)
         upload = {**self._location, "UploadId": created["UploadId"]}
         part = await self._client.upload_part(**upload, PartNumber=1, Body=b"probe")
         parts: Any = {"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
         await self._client.complete_multipart_upload(**upload, MultipartUpload=parts)
 
+    async def _abort_uploads(self) -> None:
+        bucket, key = self._location["Bucket"], self._location["Key"]
+        listing = await self._client.list_multipart_uploads(Bucket=bucket, Prefix=key)
+        for upload in listing.get("Uploads", []):
+            await self._client.abort_multipart_upload(**self._location, UploadId=upload["UploadId"])
+
     async def _tags(self) -> dict[str, str]:
-        return fields_in_tags(await self._client.get_object_tagging(**self._location))
+        return await read_tags(self._client.get_object_tagging(**self._location))
 
     async def _metadata(self) -> dict[str, str]:
         return fields_in_metadata((await self._client.head_object(**self._location))["Metadata"])
@@ -213,9 +227,8 @@ async def is_capable(attempt: Awaitable[bool]) -> bool:
         return False
 
 
-async def keeps_records(client: S3Client, bucket: str, prefix: str, records: Records) -> bool:
+async def keeps_records(probe: Probe, records: Records) -> bool:
     """Return whether the store keeps records in this form. Raises botocore's errors."""
-    probe = Probe(client, bucket, prefix)
     try:
         for attempt in NEEDED[records]:
             if not await is_capable(attempt(probe)):
@@ -231,39 +244,59 @@ class RecordProbe:
     def __init__(
         self, client: S3Client, calls: S3Calls, *, bucket: str, prefix: str, records: Records
     ) -> None:
-        self._client = client
+        self._probe = Probe(client, bucket, prefix)  # The next attempt removes what one leaves.
         self._calls = calls
-        self._bucket = bucket
-        self._prefix = prefix
         self._records: Records = records
         self.kept = False
-        self._attempt: asyncio.Task[bool] | None = None
-        self._next_attempt = self._next_log = 0.0
+        self._attempts: asyncio.Task[None] | None = None
+        self._attempt_ended = asyncio.Event()
+        self._next_log = 0.0
+
+    async def close(self) -> None:
+        """Stop trying. An attempt that runs removes its objects first."""
+        if self._attempts is not None:
+            self._attempts.cancel()
+            await asyncio.wait([self._attempts], timeout=PROBE_TIMEOUT)
 
     async def require(self, *, limit: float = PROBE_TIMEOUT) -> None:
         """Raise `StorageUnavailable` unless the store keeps records, after at most `limit` seconds.
 
-        Callers share an attempt, and it goes on after the limit.
+        Callers share an attempt, and it goes on after the limit. Its context is empty, because it
+        does not belong to the request that has started it.
         """
         if self.kept:
             return
-        attempt = self._attempt
-        if attempt is None or (attempt.done() and time.monotonic() >= self._next_attempt):
-            self._attempt = attempt = asyncio.create_task(self._try())
-        await asyncio.wait([attempt], timeout=limit)
-        self.kept = attempt.done() and attempt.result()
+        if self._attempts is None or self._attempts.done():
+            self._attempts = asyncio.create_task(self._try_until_s3_responds(), context=Context())
+        with timing.measure("s3"), suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                await self._attempt_ended.wait()
         if not self.kept:
             raise StorageUnavailable
 
-    async def _try(self) -> bool:
-        try:
-            async with self._calls.call("Probe", limit=PROBE_TIMEOUT):
-                kept = await keeps_records(self._client, self._bucket, self._prefix, self._records)
-        except StorageUnavailable:
-            return False  # The problem has been logged.
-        finally:
-            self._next_attempt = time.monotonic() + RETRY_INTERVAL
-        if not kept and time.monotonic() >= self._next_log:
+    async def _try_until_s3_responds(self) -> None:
+        """Try once, and again while S3 fails, even if nobody asks: that removes the objects.
+
+        Unless the store keeps records, this ends after `RETRY_INTERVAL`, in which callers fail.
+        """
+        responded = False
+        while not responded:
+            try:
+                async with self._calls.call("Probe", limit=PROBE_TIMEOUT):
+                    self.kept = await keeps_records(self._probe, self._records)
+                responded = True
+            except StorageUnavailable:
+                pass  # The problem has been logged.
+            finally:
+                self._attempt_ended.set()
+            if self.kept:
+                return
+            if responded:
+                self._log_not_kept()
+            await asyncio.sleep(RETRY_INTERVAL)
+            self._attempt_ended.clear()
+
+    def _log_not_kept(self) -> None:
+        if time.monotonic() >= self._next_log:
             self._next_log = time.monotonic() + LOG_INTERVAL
             _log.error(NOT_KEPT[self._records])
-        return kept

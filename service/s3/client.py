@@ -12,6 +12,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import aioboto3
 import aiohttp
@@ -49,6 +50,11 @@ CLIENT_CONFIG: dict[str, Any] = {
 }
 """botocore's configuration."""
 
+_ENDPOINT_RULE = (
+    "AWS_ENDPOINT_URL_S3 should be a URL such as https://s3.example:9000, without a user name and "
+    "a password (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are for credentials)"
+)
+
 
 @asynccontextmanager
 async def connect(
@@ -76,11 +82,26 @@ async def connect(
             session = aioboto3.Session(region_name=region, botocore_session=models)
             client = await stack.enter_async_context(session.client("s3", config=config))
         except (BotoCoreError, ValueError) as error:
-            raise SettingsError([f"AWS's settings: {error}"]) from error
+            # The text of this error has the whole URL, which may hold a password.
+            invalid_url = str(error).startswith("Invalid endpoint: ")
+            mistake = _ENDPOINT_RULE if invalid_url else error
+            raise SettingsError([f"AWS's settings: {mistake}"]) from error
+        if not _is_usable(client.meta.endpoint_url):
+            raise SettingsError([f"AWS's settings: {_ENDPOINT_RULE}"])
         # Expect: 100-continue costs a round trip for each body, and some stores do not answer it.
         client.meta.events.unregister("before-call.s3", add_expect_header)
         configure_retries(client, metrics)
         yield client
+
+
+def _is_usable(endpoint_url: str) -> bool:
+    """Return whether an endpoint is an http or https URL with a valid port and no password."""
+    endpoint = urlsplit(endpoint_url)
+    try:
+        port_is_valid = endpoint.port != 0
+    except ValueError:
+        return False
+    return port_is_valid and endpoint.scheme in {"http", "https"} and "@" not in endpoint.netloc
 
 
 class _Loader(Loader):

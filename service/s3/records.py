@@ -1,14 +1,18 @@
 """Where a bundle's record is in S3: in the tags of its object, or in its metadata.
 
 `storage` writes and reads records in this form, `capabilities` tries whether the store keeps them,
-and `sweep` reads them.
+and `sweep` reads them. `permissions` tries to read tags.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlencode
+
+from botocore.exceptions import ClientError
+
+from service.s3.calls import error_code
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3.type_defs import GetObjectTaggingOutputTypeDef, TaggingTypeDef
@@ -45,3 +49,16 @@ def tag_set(fields: Mapping[str, str]) -> TaggingTypeDef:
 def fields_in_tags(response: GetObjectTaggingOutputTypeDef) -> dict[str, str]:
     """Return the record in a response to GetObjectTagging. Ceph leaves out an empty TagSet."""
     return {tag["Key"]: tag["Value"] for tag in response.get("TagSet", [])}
+
+
+async def read_tags(call: Awaitable[GetObjectTaggingOutputTypeDef]) -> dict[str, str]:
+    """Await a GetObjectTagging, and return the record. Raises botocore's errors.
+
+    If an object has no tags, some stores answer NoSuchTagSet, such as older releases of versitygw.
+    """
+    try:
+        return fields_in_tags(await call)
+    except ClientError as error:
+        if error_code(error) != "NoSuchTagSet":
+            raise
+        return {}

@@ -23,14 +23,14 @@ from service.errors import NotFound, StorageUnavailable
 from service.s3.bodies import ObjectBody, RequestBody, body_range, object_stat
 from service.s3.calls import S3Calls
 from service.s3.capabilities import RecordProbe
-from service.s3.records import Records, fields_in_tags, record_arguments, tag_set
+from service.s3.records import Records, read_tags, record_arguments, tag_set
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
     from types_aiobotocore_s3.type_defs import GetObjectOutputTypeDef, GetObjectRequestTypeDef
 
-PROBE_TIMEOUT = 2.0
-"""Seconds that HeadBucket may take when the readiness check calls it."""
+READINESS_TIMEOUT = 2.0
+"""Seconds that the readiness check may take, with HeadBucket or with the first probe of records."""
 
 _ABORT_ATTEMPTS = 5
 
@@ -55,15 +55,19 @@ class S3Storage:
         self._records = records
         self._probe = RecordProbe(client, calls, bucket=bucket, prefix=prefix, records=records)
 
+    async def close(self) -> None:
+        """Remove what a running probe has stored. The client is still open."""
+        await self._probe.close()
+
     async def probe(self) -> None:
         """HeadBucket, or at the start `require_records`.
 
-        Raises `StorageUnavailable` if the bucket cannot be used, after at most `PROBE_TIMEOUT`.
+        Raises `StorageUnavailable` if the bucket cannot be used, after at most `READINESS_TIMEOUT`.
         """
         if not self._probe.kept:
-            await self._probe.require(limit=PROBE_TIMEOUT)
+            await self._probe.require(limit=READINESS_TIMEOUT)
             return
-        async with self._calls.call("HeadBucket", limit=PROBE_TIMEOUT):
+        async with self._calls.call("HeadBucket", limit=READINESS_TIMEOUT):
             await self._client.head_bucket(Bucket=self._bucket)
 
     def _key(self, bundle_id: UUID) -> str:
@@ -132,7 +136,7 @@ class S3Storage:
         """CompleteMultipartUpload, then PutObjectTagging if records are tags."""
         await self._complete(bundle_id, upload_id, etags)
         if self.records_in_tags:
-            await self.put_tags(bundle_id, fields)
+            await self.put_tags(bundle_id, fields, may_be_absent=False)
 
     async def _complete(self, bundle_id: UUID, upload_id: str, etags: list[str]) -> None:
         """CompleteMultipartUpload.
@@ -183,9 +187,11 @@ class S3Storage:
                         )
         raise StorageUnavailable
 
-    async def put_tags(self, bundle_id: UUID, fields: Mapping[str, str]) -> None:
-        """PutObjectTagging: replaces all tags."""
-        async with self._calls.call("PutObjectTagging"):
+    async def put_tags(
+        self, bundle_id: UUID, fields: Mapping[str, str], *, may_be_absent: bool = True
+    ) -> None:
+        """PutObjectTagging: replaces all tags. The object may be deleted at the same time."""
+        async with self._calls.call("PutObjectTagging", may_be_absent=may_be_absent):
             await self._client.put_object_tagging(
                 Bucket=self._bucket, Key=self._key(bundle_id), Tagging=tag_set(fields)
             )
@@ -193,10 +199,9 @@ class S3Storage:
     async def get_tags(self, bundle_id: UUID) -> dict[str, str]:
         """GetObjectTagging."""
         async with self._calls.call("GetObjectTagging", may_be_absent=True):
-            tagging = await self._client.get_object_tagging(
-                Bucket=self._bucket, Key=self._key(bundle_id)
+            return await read_tags(
+                self._client.get_object_tagging(Bucket=self._bucket, Key=self._key(bundle_id))
             )
-        return fields_in_tags(tagging)
 
     async def head(self, bundle_id: UUID) -> ObjectStat:
         """HeadObject."""

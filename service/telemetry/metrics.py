@@ -68,6 +68,13 @@ class Metrics:
             ["way", "outcome"],
             registry=registry,
         )
+        self.uploads = Counter(
+            "history_uploads_total",
+            "Uploads that were stored, by the name of their upload token (jwt for JWTs, empty if "
+            "none is needed).",
+            ["caller"],
+            registry=registry,
+        )
         self.uploads_aborted = Counter(
             "history_uploads_aborted_total",
             "Uploads that failed and were rolled back, by error code.",

@@ -2,8 +2,9 @@
 
 `http.access_log` starts the timing and reports it, and `logs` reads the id. Code that waits adds to
 it with `measure`: `http` for the client, `bundles` for memory, both `bundles` and `s3` for S3.
-`detached` is for tasks beside the request, whose waits do not count. Log fields call memory the
-budget.
+`detached` is for tasks beside the request, whose waits do not count. A task that works for other
+requests too, or for none, needs an empty `contextvars.Context`: otherwise its log lines and spans
+would belong to the request that has started it. Log fields call memory the budget.
 """
 
 import time

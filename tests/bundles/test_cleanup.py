@@ -13,6 +13,7 @@ from service.bundles import background
 from service.bundles import upload as upload_module
 from service.bundles.background import MAX_CONCURRENT_CLEANUPS, CleanupQueue
 from service.errors import StorageUnavailable
+from service.telemetry import timing
 from tests.bundles.simulated_loop import let_tasks_run, simulate
 
 
@@ -90,6 +91,49 @@ def test_cleanup_that_keeps_failing_does_not_block_the_others() -> None:
         assert not store.uploads
 
     asyncio.run(test())
+
+
+def test_cleanup_with_an_unexpected_error_is_dropped_and_does_not_stop_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test() -> None:
+        store, queue = FakeStore(30), CleanupQueue()
+        cleanups = await start_cleanups(store, queue)
+
+        def is_available(upload: int) -> bool:
+            if upload == 10:
+                raise ArithmeticError
+            return True
+
+        store.is_available = is_available
+        await asyncio.wait_for(asyncio.gather(*cleanups), 5)
+        assert store.uploads == {10}
+
+    asyncio.run(test())
+    assert caplog.text.count("leaving an upload to the bucket's lifecycle") == 1
+    assert "ArithmeticError" in caplog.text
+
+
+def test_queue_does_not_belong_to_the_request_that_processes_it() -> None:
+    """The first attempt belongs to each request, and the others to none."""
+    request_ids: list[str | None] = []
+
+    async def remove() -> None:
+        request_ids.append(timing.request_id())
+        if len(request_ids) < 6:
+            raise StorageUnavailable
+
+    async def request(queue: CleanupQueue, request_id: str) -> None:
+        timing.start(request_id)
+        await queue.run(remove)
+
+    async def test() -> None:
+        queue = CleanupQueue()
+        await asyncio.gather(request(queue, "first"), request(queue, "second"))
+
+    simulate(test())
+    assert request_ids[:2] == ["first", "second"]
+    assert set(request_ids[2:]) == {None}
 
 
 def test_queue_starts_again_after_it_was_empty() -> None:

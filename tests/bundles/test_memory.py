@@ -4,14 +4,9 @@ import asyncio
 
 import pytest
 
-from service.bundles import memory as memory_module
-from service.bundles.memory import (
-    WINDOW_SIZE,
-    Memory,
-    PartBuffer,
-    ReplayBuffer,
-    Reservation,
-)
+from service.bundles import buffers
+from service.bundles.buffers import PartBuffer, ReplayBuffer
+from service.bundles.memory import WINDOW_SIZE, Memory, Reservation
 from service.errors import Overloaded
 from tests.bundles.simulated_loop import let_tasks_run, simulate
 
@@ -252,7 +247,7 @@ def test_replay_buffer_grows_while_transfers_wait_for_windows_that_others_use() 
 
 
 def test_replay_buffer_is_dropped_beyond_its_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_module, "MAX_REPLAY_SIZE", 2 * CHUNK)
+    monkeypatch.setattr(buffers, "MAX_REPLAY_SIZE", 2 * CHUNK)
     memory = smallest_memory()
     replay = filled_replay(memory, CHUNK)
     replay.append(bytes(CHUNK))

@@ -13,6 +13,7 @@ COMPLETE = {**EXPIRES, "size": "42", "sha256": A, "hmac-sha256": B, "receipt": C
 
 RECORDS = [
     (BundleRecord(1_800_000_000), EXPIRES),
+    (BundleRecord(253_402_300_799), {"expires-at": "253402300799"}),
     (BundleRecord(1_800_000_000, 0), {**EXPIRES, "size": "0"}),
     (BundleRecord(1_800_000_000, 5 << 30), {**EXPIRES, "size": "5368709120"}),
     (BundleRecord(1_800_000_000, sha256=A), {**EXPIRES, "sha256": A}),
@@ -50,6 +51,7 @@ def test_record_is_written_to_fields_and_read_from_them(
         {"expires-at": "1e9"},
         {"expires-at": "1800000000.5"},
         {"expires-at": "9" * 16},
+        {"expires-at": "253402300800"},
         {"expires-at": "1800000000\n"},
         {"hmac-sha256": ""},
         {"hmac-sha256": B.upper()},

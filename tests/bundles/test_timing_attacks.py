@@ -1,4 +1,4 @@
-"""The time until a 401 response does not reveal anything about the stored HMAC."""
+"""The time until a 401 response reveals nothing about the stored HMAC, or a token's hash."""
 
 import ast
 import math
@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from http.client import HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 from uuid import UUID
 
 import pytest
 
 import service
 from service.bundles import access, proof
+from service.http.auth import authorizer
 from tests.support.clients.sockets import connect_to
 from tests.support.services.thread import StartService
 
@@ -115,21 +117,27 @@ def wrong_hmac(shared: int, rng: random.Random) -> str:
     return STORED_HMAC[:end] + wrong + rng.randbytes(32).hex()[end + 1 :]
 
 
-def compare(url: str, samples: int, rng: random.Random) -> Comparison:
+def compare(
+    url: str, samples: int, rng: random.Random, request: Callable[[str], str]
+) -> Comparison:
     """Send `samples` requests on one connection, with both kinds of HMAC in random order."""
     with connect_to(url) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for _ in range(2 * BLOCK_SIZE):
-            time_refusal(connection, wrong_hmac(0, rng))  # A warm-up, not counted.
-        return Comparison([measure_block(connection, rng) for _ in range(samples // BLOCK_SIZE)])
+            time_refusal(connection, request(wrong_hmac(0, rng)))  # A warm-up, not counted.
+        return Comparison(
+            [measure_block(connection, rng, request) for _ in range(samples // BLOCK_SIZE)]
+        )
 
 
-def measure_block(connection: socket.socket, rng: random.Random) -> float:
+def measure_block(
+    connection: socket.socket, rng: random.Random, request: Callable[[str], str]
+) -> float:
     shares = [0, 31] * (BLOCK_SIZE // 2)
     rng.shuffle(shares)
     times: dict[int, list[float]] = {0: [], 31: []}
     for shared in shares:
-        times[shared].append(time_refusal(connection, wrong_hmac(shared, rng)))
+        times[shared].append(time_refusal(connection, request(wrong_hmac(shared, rng))))
     return fast_mean(times[31]) - fast_mean(times[0])
 
 
@@ -138,14 +146,21 @@ def fast_mean(times: list[float]) -> float:
     return statistics.fmean(sorted(times)[: len(times) // 2])
 
 
-def time_refusal(connection: socket.socket, hmac: str) -> float:
-    """Return the time until the first byte of the 401 response, in microseconds."""
-    request = (
+def download(hmac: str) -> str:
+    return (
         f"GET /files/{BUNDLE_ID} HTTP/1.1\r\nHost: x\r\nX-HMAC: {hmac}\r\n"
         "X-SIGNING-KEY: a key that signed something else\r\n\r\n"
-    ).encode()
+    )
+
+
+def upload(token: str) -> str:
+    return f"POST /upload HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n"
+
+
+def time_refusal(connection: socket.socket, request: str) -> float:
+    """Return the time until the first byte of the 401 response, in microseconds."""
     started = time.perf_counter_ns()
-    connection.sendall(request)
+    connection.sendall(request.encode())
     connection.recv(1, socket.MSG_PEEK)
     duration = time.perf_counter_ns() - started
     with HTTPResponse(connection) as response:
@@ -175,19 +190,38 @@ def leaking_comparison(microseconds: float) -> Callable[[str, str], bool]:
     return equal
 
 
+def check_timing(
+    url: str, request: Callable[[str], str], module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Check that refusals reveal nothing, and that a leak of `module` would be found.
+
+    A fifth of the samples is enough to detect a comparison that takes 20 µs per right byte.
+    """
+    seed = random.SystemRandom().randrange(1 << 32)
+    rng = random.Random(seed)
+    actual = compare(url, SAMPLES, rng, request)
+    monkeypatch.setattr(module, "equal_digests", leaking_comparison(20))
+    leaking = compare(url, SAMPLES // 5, rng, request)
+    print(f"\nseed {seed}\nactual: {actual}\nleaking: {leaking}")
+    assert not actual.is_significant
+    assert leaking.is_significant
+
+
 @pytest.mark.soak
 def test_refusal_takes_as_long_for_a_nearly_right_hmac_as_for_a_wrong_one(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fifth of the samples is enough to detect a comparison that takes 20 µs per right byte."""
-    seed = random.SystemRandom().randrange(1 << 32)
-    rng = random.Random(seed)
-    actual = compare(url, SAMPLES, rng)
-    monkeypatch.setattr(access, "equal_digests", leaking_comparison(20))
-    leaking = compare(url, SAMPLES // 5, rng)
-    print(f"\nseed {seed}\nactual: {actual}\nleaking: {leaking}")
-    assert not actual.is_significant
-    assert leaking.is_significant
+    check_timing(url, download, access, monkeypatch)
+
+
+@pytest.mark.soak
+def test_refusal_takes_as_long_for_a_token_with_a_similar_hash(
+    start_service: StartService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokens are their own hashes, because no two tokens with similar hashes are known."""
+    monkeypatch.setattr(authorizer, "hash_token", str)
+    url = start_service(upload_tokens=f"app:{STORED_HMAC}").url
+    check_timing(url, upload, authorizer, monkeypatch)
 
 
 @pytest.mark.parametrize("leak", [0, 25])

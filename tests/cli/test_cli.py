@@ -200,6 +200,9 @@ def test_init_bucket_prepares_a_bucket_for_serve(store: Store, s3: Any) -> None:
     [
         {"AWS_PROFILE": "no-such-profile"},
         {"AWS_ENDPOINT_URL_S3": "garbage"},
+        {"AWS_ENDPOINT_URL_S3": "ftp://s3.example"},
+        {"AWS_ENDPOINT_URL_S3": "http://s3.example:port"},
+        {"AWS_ENDPOINT_URL_S3": "http://s3.example:0"},
         {"AWS_DEFAULT_REGION": "no region"},
         {"AWS_ACCESS_KEY_ID": "without its secret"},
     ],
@@ -209,6 +212,22 @@ def test_invalid_aws_settings_are_reported(command: str, variables: dict[str, st
     assert result.exit_code == 2
     # Services of earlier tests run in the same process and may log to the same stream.
     assert "Error: AWS's settings: " in [line[:23] for line in result.stderr.splitlines()]
+
+
+@pytest.mark.usefixtures("_restored_logging")
+@pytest.mark.parametrize("command", ["init-bucket", "check", "sweep"])
+@pytest.mark.parametrize(
+    "url", ["http://user:{}@127.0.0.1:9", "http://user:{}@not a host", "user:{}@127.0.0.1:9"]
+)
+def test_password_in_the_url_of_the_endpoint_is_refused_and_not_printed(
+    command: str, url: str
+) -> None:
+    password = LEAK_DETECTOR.add_key("a-password-in-a-URL")
+    variables = {"HISTORY_BUCKET": "a-bucket", "AWS_ENDPOINT_URL_S3": url.format(password)}
+    result = CliRunner().invoke(main, [command], env=variables)
+    assert result.exit_code == 2
+    assert "without a user name and a password" in result.stderr
+    assert password not in result.output
 
 
 def test_init_bucket_reports_that_the_store_is_unreachable() -> None:

@@ -4,6 +4,7 @@ import pytest
 
 from service import settings
 from service.errors import SettingsError
+from tests.support.key_leaks import LEAK_DETECTOR
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +97,75 @@ def test_invalid_value_is_reported_with_its_setting(
     [mistake] = caught.value.mistakes
     assert mistake.startswith(f"HISTORY_{name}: should be ")
     assert repr(value) in mistake
+
+
+SECRET = LEAK_DETECTOR.add_key("CZyKBQ3RoAkPpYcB2uJ0mjCgN1t7hT4TJfWcM8vXq2s")
+SECRET_VALUES = [
+    ("UPLOAD_TOKENS", f"my-app:{SECRET}", "Number 1 of 1 is not such a pair: run `message-history"),
+    ("UPLOAD_TOKENS", SECRET, "message-history-server token NAME"),
+    ("UPLOAD_TOKENS", f"a:{'0' * 64}, {SECRET}:{SECRET}", "Number 2 of 2 is not"),
+    ("UPLOAD_LIMITS", f"my-app:{SECRET}", "such as transfers:32"),
+    ("UPLOAD_LIMITS", f"bytes-per-hour:{SECRET}", "such as 10GiB"),
+    ("JWT_JWKS_URL", f"https://user:{SECRET}@id.example/keys", "without a user name and a passw"),
+    ("JWT_JWKS_URL", f"https://{SECRET}@id.example", "without a user name and a password"),
+    ("JWT_JWKS_URL", f"http://id.example/keys?key={SECRET}", "an https URL, or an http URL of"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "remedy"), SECRET_VALUES)
+def test_invalid_value_that_may_hold_a_secret_is_not_printed(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, remedy: str
+) -> None:
+    monkeypatch.setenv(f"HISTORY_{name}", value)
+    monkeypatch.setenv("HISTORY_JWT_ISSUER", "https://id.example")
+    monkeypatch.setenv("HISTORY_JWT_AUDIENCE", "history")
+    with pytest.raises(SettingsError) as caught:
+        settings.load()
+    [mistake] = caught.value.mistakes
+    assert mistake.startswith(f"HISTORY_{name}: should be ")
+    assert remedy in mistake
+    assert SECRET not in mistake
+
+
+JWKS_URLS = {
+    "https://id.example": True,
+    "https://id.example:8443/keys?tenant=1": True,
+    "https://bücher.example/keys": True,
+    "https://id_provider./keys": True,
+    "https://192.0.2.1/keys": True,
+    "https://[2001:db8::1]:8443/keys": True,
+    "http://localhost:8080/keys": True,
+    "http://127.0.0.1/keys": True,
+    "http://[::1]:8080": True,
+    "http://id.example/keys": False,
+    "http://localhost.id.example/keys": False,
+    "ftp://id.example/keys": False,
+    "id.example/keys": False,
+    "https:///keys": False,
+    "https://?x": False,
+    "https://[::1": False,
+    "https://[zz]/": False,
+    "https://127.0.0.1:notaport/": False,
+    "https://id.example:65536/": False,
+    "https://a..b/": False,
+    "https://.../keys": False,
+    f"https://{'a' * 64}.example/": False,
+    "https://%zz/": False,
+    "https://id.example/the keys": False,
+    "https://id.example/keys\n": False,
+}
+
+
+@pytest.mark.parametrize("value", JWKS_URLS)
+def test_jwks_url_has_a_valid_host_and_port(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("HISTORY_JWT_JWKS_URL", value)
+    monkeypatch.setenv("HISTORY_JWT_ISSUER", "https://id.example")
+    monkeypatch.setenv("HISTORY_JWT_AUDIENCE", "history")
+    if JWKS_URLS[value]:
+        assert settings.load().jwt_jwks_url == value
+    else:
+        with pytest.raises(SettingsError, match="HISTORY_JWT_JWKS_URL: should be an https URL"):
+            settings.load()
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_make_run_starts_the_dev_server() -> None:
 def test_readme_names_the_commands_that_exist() -> None:
     deployment_commands = set(re.findall(r"message-history-server ([a-z-]+)", DEPLOY))
     assert deployment_commands == {"init-bucket", "check"}
-    assert set(main.commands) == {"serve", "init-bucket", "check", "sweep"}
+    assert set(main.commands) == {"serve", "init-bucket", "check", "sweep", "token"}
     assert all(name in README for name in main.commands)
 
 

@@ -18,6 +18,7 @@ SCHEMAS = {
     ".github/ISSUE_TEMPLATE/feature.yml": "github-issue-forms",
     ".github/dependabot.yml": "dependabot",
     ".github/workflows/ci.yml": "github-workflows",
+    ".github/workflows/release.yml": "github-workflows",
 }
 """GitHub's configuration files, and the schema of check-jsonschema that each must match."""
 

@@ -4,6 +4,8 @@
 - A deleted bundle never comes back. After a failed delete, the bundle may or may not exist.
 - If a client sent a whole bundle but did not receive its id, the bundle may or may not exist.
 - Nothing else exists.
+
+After several failed reads of a bundle, clients get 429, even with the right proof.
 """
 
 import hashlib
@@ -15,6 +17,7 @@ from uuid import UUID
 
 from botocore.exceptions import ClientError
 
+from service.bundles.limits import MAX_FAILURES
 from tests.support.clients.signing import sign
 from tests.support.clients.transfers import Bundle, Delete, Download, Response, Transfer, Upload
 from tests.support.polling import wait_until
@@ -37,6 +40,7 @@ class ExpectedBundles:
 
     uploaded: dict[str, Bundle] = field(default_factory=dict)
     delete_attempts: Counter[str] = field(default_factory=Counter)  # by id
+    read_failures: Counter[str] = field(default_factory=Counter)  # by id, at most so many
     deleted: set[str] = field(default_factory=set)
     unconfirmed: set[str] = field(default_factory=set)  # SHA-256 of bundles without a known id
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -45,6 +49,8 @@ class ExpectedBundles:
         """Run a transfer. Fails if the client gets a response that is wrong in these conditions."""
         if isinstance(transfer, Delete) and transfer.proof == "right":
             self.delete_attempts[transfer.bundle_id] += 1
+        if not isinstance(transfer, Upload) and may_fail_a_read(transfer):
+            self.read_failures[transfer.bundle_id] += 1
         was_deleted = isinstance(transfer, Download) and transfer.bundle_id in self.deleted
         response = transfer.run(url)
         assert response.status != 500, response.text
@@ -106,6 +112,8 @@ class ExpectedBundles:
         elif not response.status:
             # To the service, a half-closed connection looks like a client that disconnected.
             assert download.behaviour.kind == "half-closes", response
+        elif response.status == 429:
+            assert self.read_failures[download.bundle_id] >= MAX_FAILURES
         elif response.status not in (404, 503):
             assert response.status == REFUSAL_STATUS.get(download.proof), response
 
@@ -132,6 +140,8 @@ class ExpectedBundles:
                 "a bundle that must exist got 404"
             )
             self.deleted.add(bundle_id)
+        elif response.status == 429:
+            assert self.read_failures[bundle_id] >= MAX_FAILURES
         elif response.status not in (0, 503):
             assert response.status == REFUSAL_STATUS.get(delete.proof), response
         elif not response.status:
@@ -197,8 +207,20 @@ class ExpectedBundles:
                 continue
             assert stored is not None, f"{bundle_id} was uploaded, but does not exist"
             assert stored == bundle.content
+            if response.status_code == 429:
+                assert self.read_failures[bundle_id] >= MAX_FAILURES
+                continue
             assert response.status_code == 200
             assert response.content == bundle.content
+
+
+def may_fail_a_read(transfer: Download | Delete) -> bool:
+    """Return whether the service may read the bundle for a wrong proof, or for a client that goes.
+
+    If the bundle has no stored HMAC, that also holds for a wrong HMAC.
+    """
+    leaves = transfer.behaviour.kind in ("leaves", "resets", "half-closes")
+    return transfer.proof in ("other key", "other hmac") or (leaves and transfer.proof == "right")
 
 
 def _outcome(response: Response) -> str:

@@ -45,7 +45,8 @@ class Resources:
 
 def resources_in_use(service: Service, proxy: Proxy) -> Resources:
     loop = service.server.servers[0].get_loop()
-    pools = [item for item in gc.get_objects() if isinstance(item, Memory)]
+    # `isinstance` would follow weak references, some of which may be dead.
+    pools = [item for item in gc.get_objects() if type(item) is Memory]
     return Resources(
         # Both ends of an idle connection are in this process. A busy one has more behind the proxy.
         descriptors=len(os.listdir("/dev/fd")) - 2 * proxy.open_connections,  # noqa: PTH208

@@ -67,6 +67,9 @@ class HistoryServer(RuleBasedStateMachine):
             )
         )
 
+    def _is_ready(self) -> bool:
+        return self._service.http.get("/readyz").is_success
+
     @property
     def _conditions(self) -> Conditions:
         return "S3 fails" if self._proxy.faults else "normal"
@@ -115,6 +118,8 @@ class HistoryServer(RuleBasedStateMachine):
     @rule()
     def end_faults(self) -> None:
         self._proxy.faults.clear()
+        # After a start while S3 failed, it takes a second until the probe is repeated.
+        wait_until(self._is_ready, timeout=10)
         self._expected.wait_for_cleanup(self._service)
 
     @rule(seed_number=SEEDS, count=st.integers(1, 8), requests=st.integers(1, 20))

@@ -13,10 +13,13 @@ import pytest
 from service.bundles.memory import WINDOW_SIZE
 from service.http import access_log
 from service.s3 import retries
+from service.s3.bodies import MAX_RESUMES
+from tests.support.access_log import logged_fields
 from tests.support.clients.signing import sign
 from tests.support.clients.sockets import begin_upload, connect_to, raw_request, read_response
 from tests.support.polling import wait_until
 from tests.support.proxy import Delay, Fault, Proxy, Respond, Truncate
+from tests.support.repository import ROOT
 from tests.support.services.thread import SMALL_PART, Service, running_service
 from tests.support.stores import Store
 
@@ -47,25 +50,8 @@ def service(store: Store, s3: Any, proxy: Proxy) -> Iterator[Service]:
         yield running
 
 
-def wait_for_fields(caplog: pytest.LogCaptureFixture, request_id: str) -> dict[str, Any]:
-    """Return the fields of a request's log line, which is written after the response was sent."""
-
-    def matching_records() -> list[Any]:
-        return [
-            record
-            for record in caplog.records
-            if record.name == access_log.__name__
-            and vars(record)["fields"]["request_id"] == request_id
-        ]
-
-    wait_until(lambda: bool(matching_records()))
-    [record] = matching_records()
-    fields: dict[str, Any] = record.fields
-    return fields
-
-
 def fields_of(caplog: pytest.LogCaptureFixture, response: httpx.Response) -> dict[str, Any]:
-    return wait_for_fields(caplog, response.headers["X-Request-Id"])
+    return logged_fields(caplog, response.headers["X-Request-Id"])
 
 
 def metric_increases(service: Service, before: dict[str, float]) -> dict[str, float]:
@@ -94,6 +80,17 @@ def test_log_line_describes_the_request_and_the_response(
     assert fields_of(caplog, service.head(bundle_id, sign(KEY, bundle)))["bytes_sent"] == 0
 
 
+def test_every_field_of_the_log_line_is_documented(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = fields_of(caplog, service.http.get("/"))
+    page = (ROOT / "infra" / "README.md").read_text()
+    section = page.partition("\n## Access log\n")[2].partition("\n## ")[0]
+    cells = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+    documented = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert sorted(documented) == sorted(["time", "level", "logger", "message", *fields])
+
+
 def test_log_line_shows_whether_a_request_waited_for_the_client_s3_or_memory(
     service: Service, proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -119,7 +116,7 @@ def test_log_line_shows_whether_a_request_waited_for_the_client_s3_or_memory(
             time.sleep(0.4)
         waiting.sendall(b"bundle")
         assert read_response(waiting).startswith(b"HTTP/1.1 200")
-    fields_by_wait["budget"] = wait_for_fields(caplog, "waiting")
+    fields_by_wait["budget"] = logged_fields(caplog, "waiting")
     for longest_wait, fields in fields_by_wait.items():
         seconds = {name: fields[f"seconds_{name}"] for name in fields_by_wait}
         assert max(seconds, key=seconds.__getitem__) == longest_wait
@@ -133,16 +130,16 @@ def test_interrupted_download_is_logged_as_incomplete(
     bundle_id = service.upload(bundle)
     before = service.metrics()
     proxy.faults.append(Fault("GetObject", Truncate(SMALL_PART), after=1))
-    proxy.faults.append(Fault("GetObject", Truncate(0), times=3, after=1))
+    proxy.faults.append(Fault("GetObject", Truncate(0), times=MAX_RESUMES, after=1))
     with pytest.raises(httpx.RemoteProtocolError):
         service.fetch(bundle_id, {**sign(KEY, bundle), "X-Request-Id": "cut"})
-    fields = wait_for_fields(caplog, "cut")
+    fields = logged_fields(caplog, "cut")
     assert (fields["status"], fields["complete"]) == (200, False)
     assert 0 < fields["bytes_sent"] <= SMALL_PART
     assert any("… 200 cut " in message for message in caplog.messages)
     increases = metric_increases(service, before)
     assert increases['history_responses_cut_total{route="/files/{bundle_id}"}'] == 1
-    assert increases["history_s3_downloads_resumed_total"] == 3
+    assert increases["history_s3_downloads_resumed_total"] == MAX_RESUMES
 
 
 @pytest.mark.parametrize(

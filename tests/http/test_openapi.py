@@ -273,7 +273,7 @@ def test_server_behaves_as_documented_for_thousands_of_requests(
         (f"{method} {path}", status)
         for path, method, operation in operations()
         for status, _ in responses(operation)
-        # A healthy server does not send these for small bundles.
-        if status not in (408, 413, 500, 503)
+        # A healthy server that needs no token does not send these for small bundles.
+        if status not in (408, 413, 429, 500, 503) and (path, status) != ("/upload", 401)
     }
-    assert documented <= corrector.response_counts.keys()
+    assert documented - corrector.response_counts.keys() == set()

@@ -16,7 +16,8 @@ from botocore.exceptions import (
     NoCredentialsError,
 )
 
-from service.bundles.memory import MAX_CHUNK, MAX_REPLAY_SIZE, Memory
+from service.bundles.buffers import MAX_REPLAY_SIZE
+from service.bundles.memory import MAX_CHUNK, Memory
 from service.s3.calls import BodyInterrupted, S3Calls
 from service.s3.client import connect
 from service.telemetry.metrics import Metrics

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import httpx
 import pytest
 
-from service.bundles.memory import MAX_REPLAY_SIZE
+from service.bundles.buffers import MAX_REPLAY_SIZE
 from service.s3 import client
 from tests.support.clients import random_transfers
 from tests.support.clients.signing import sign
@@ -150,8 +150,8 @@ async def transfer_all(service: Service, scenario: Scenario, rng: random.Random)
             response = await http.post("/upload", content=request_body(bundle), headers=headers)
             outcomes[f"upload {response.status_code}"] += 1
             response = await http.get(f"/files/{response.text}", headers=proof)
-            equal = response.content == bundle
-            outcomes[f"download {response.status_code}" if equal else "wrong content"] += 1
+            wrong = "" if response.content == bundle else f", but {response.content[:300]!r}"
+            outcomes[f"download {response.status_code}{wrong}"] += 1
 
     async with service.async_client() as http, asyncio.TaskGroup() as group:
         for _ in range(scenario.concurrency):

@@ -1,8 +1,8 @@
-"""Searches the output of services for signing keys, which must never appear there.
+"""Searches the output of services for signing keys and upload tokens, which must never be there.
 
-Every key that the tests use is searched for. The searched output is: all log records from DEBUG
-on, of the service and of the libraries that it uses; the standard error of services that run as
-processes; the bodies of error responses; and the metrics.
+Every key and token that the tests use is searched for. The searched output is: all log records from
+DEBUG on, of the service and of the libraries that it uses; the standard error of services that run
+as processes; the log of nginx; the bodies of error responses; and the metrics.
 """
 
 import logging
@@ -18,7 +18,7 @@ import pytest
 
 LOGGERS = (
     *("aioboto3", "aiobotocore", "aiohttp", "asyncio", "boto3", "botocore"),
-    *("python_multipart", "service", "uvicorn.error"),
+    *("opentelemetry", "python_multipart", "service", "uvicorn.error"),
 )
 """The loggers that are used in a service's process."""
 
@@ -69,8 +69,8 @@ class KeyLeakDetector:
 
         def on_request(request: httpx.Request) -> None:
             for name, value in request.headers.raw:
-                if name.lower() == b"x-signing-key":
-                    self.add_key(value)
+                if name.lower() in (b"x-signing-key", b"authorization"):
+                    self.add_key(value.removeprefix(b"Bearer "))
 
         def on_response(response: httpx.Response) -> None:
             is_metrics = response.request.url.path == "/metrics"

@@ -13,10 +13,13 @@ import yaml
 
 from service import __version__
 
-_HOST = re.compile(
+_SAFE_HOST = re.compile(
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?"
 )
-"""A host name or address with a port, without characters that are special in a shell or HTML."""
+"""A host name or address with a port that is safe in a shell and in HTML.
+
+A name that starts with a hyphen is not. The access log also takes names that are not safe here.
+"""
 
 _TEMPLATE = files("service.http.about").joinpath("page.html").read_text("utf-8")
 
@@ -64,7 +67,7 @@ def page(host: str, *, https: bool, max_size: int, retention: int, require_hmac:
     `host` is the request's Host header. People paste the commands on the page into a shell, so a
     `host` that is not a host name is replaced.
     """
-    url = f"http{'s' * https}://{host}" if _HOST.fullmatch(host) else "http://localhost:5558"
+    url = f"http{'s' * https}://{host}" if _SAFE_HOST.fullmatch(host) else "http://localhost:5558"
     return Template(_TEMPLATE).substitute(
         max_size=html.escape(_with_unit(max_size, _BYTES)),
         retention=html.escape(_with_unit(retention, _SECONDS)),

@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import logging
 import math
 import socket
 import time
@@ -20,8 +21,8 @@ from service.bundles.memory import MAX_CHUNK
 from service.drain import Drain
 from service.http.server.connection import BufferedReader, Connection
 
-KEEP_ALIVE_TIMEOUT = 75
-"""Seconds that an idle connection is kept open: longer than load balancers do (60)."""
+KEEP_ALIVE_TIMEOUT = 195
+"""Seconds that an idle connection is kept open: longer than load balancers in infra do (180)."""
 
 LAST_REQUESTS = 0.5
 """Seconds after closing the listener in which requests are still accepted."""
@@ -97,9 +98,17 @@ class Server(uvicorn.Server):
             await asyncio.sleep(LAST_REQUESTS)
         self._drain.refusing = True
         await super().shutdown(sockets)
+        if self.force_exit:
+            # What still runs is cancelled now, and uvicorn would log a traceback for each task.
+            logging.getLogger("uvicorn.error").disabled = True
 
     def _accept_backlog(self) -> None:
-        """Accept the connections in the listener's backlog, which the kernel would reset."""
+        """Accept the connections in the listener's backlog, which the kernel would reset.
+
+        No error may interrupt the shutdown: running requests and the lifespan still have to end.
+        Besides `BlockingIOError` if there are no more, accept fails if the process has no more file
+        descriptors, or if a client has gone (accept(2)).
+        """
         loop = asyncio.get_running_loop()
         protocol = partial(
             self._connection,
@@ -107,7 +116,7 @@ class Server(uvicorn.Server):
             server_state=self.server_state,
             app_state=self.lifespan.state,
         )
-        with suppress(BlockingIOError):
+        with suppress(OSError):
             while True:
                 connection, _ = self._listener.accept()
                 self._accepting.append(

@@ -8,7 +8,7 @@ bucket's configuration.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
@@ -18,11 +18,11 @@ from uuid import uuid4
 from botocore.exceptions import BotoCoreError, ClientError
 
 from service.bundles.record import lifecycle_days
-from service.s3.bucket.findings import Finding, failure
+from service.s3.bucket.findings import CALL_ERRORS, Finding, failure
 from service.s3.bucket.initialization import lifecycle_rule_id
 from service.s3.bucket.permissions import check_permissions
-from service.s3.calls import NETWORK_ERRORS, error_code, error_status
-from service.s3.capabilities import NOT_KEPT, REFUSALS, describe, keeps_records
+from service.s3.calls import NETWORK_ERRORS, NO_RESPONSE, error_code, error_status
+from service.s3.capabilities import NOT_KEPT, REFUSALS, Probe, describe, keeps_records
 from service.s3.records import Records
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ async def check_bucket(  # noqa: PLR0913 - the settings, each by its name
     """
     try:
         response = await client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
-    except (ClientError, BotoCoreError) as error:
+    except CALL_ERRORS as error:
         yield _connection_problem(error, client)
         return
     headers = response["ResponseMetadata"]["HTTPHeaders"]
@@ -81,12 +81,12 @@ async def check_bucket(  # noqa: PLR0913 - the settings, each by its name
         yield finding
     if permitted:
         yield await _check_records(client, bucket, prefix, records)
-        with suppress(ClientError, BotoCoreError):
+        with suppress(*CALL_ERRORS):
             yield Finding("store", await describe(client, bucket, prefix))
     for subject, check in _CONFIGURATION_CHECKS.items():
         try:
             yield await check(client, bucket, prefix, retention)
-        except ClientError as error:
+        except CALL_ERRORS as error:
             yield _unreadable(subject, error)
 
 
@@ -99,7 +99,7 @@ def _connection_problem(error: Exception, client: S3Client) -> Finding:
             return Finding(subject, f"{message} ({code})", remedy)
         return failure("s3:ListBucket", error, "allow it for these credentials, or use others")
     kind = type(error).__name__
-    if isinstance(error, NETWORK_ERRORS):
+    if isinstance(error, NETWORK_ERRORS) or not isinstance(error, BotoCoreError):
         message = f"{client.meta.endpoint_url} cannot be reached ({kind})"
         return Finding("endpoint", message, "check AWS_ENDPOINT_URL_S3 and the network")
     remedy = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile or a role"
@@ -109,8 +109,11 @@ def _connection_problem(error: Exception, client: S3Client) -> Finding:
 async def _check_region(client: S3Client, bucket: str) -> Finding:
     """Compare the client's region with the bucket's, if the store tells the bucket's region."""
     ours, actual = client.meta.region_name, None
-    with suppress(ClientError):
-        actual = (await client.head_bucket(Bucket=bucket)).get("BucketRegion")
+    try:
+        with suppress(ClientError):
+            actual = (await client.head_bucket(Bucket=bucket)).get("BucketRegion")
+    except NO_RESPONSE as error:
+        return failure("region", error, "")
     if actual is None or ours in {actual, "aws-global"}:
         return Finding("region", ours)
     remedy = f"set AWS_DEFAULT_REGION={actual}: until then every request is redirected"
@@ -135,9 +138,9 @@ def _check_clock(headers: Mapping[str, str], now: float) -> Finding:
 async def _check_records(client: S3Client, bucket: str, prefix: str, records: Records) -> Finding:
     """Check that the store keeps records where HISTORY_RECORDS wants them."""
     try:
-        if await keeps_records(client, bucket, prefix, records):
+        if await keeps_records(Probe(client, bucket, prefix), records):
             return Finding("records", f"kept in {records}")
-    except ClientError as error:
+    except CALL_ERRORS as error:
         return failure("records", error, "allow the denied actions above")
     problem, _, remedy = NOT_KEPT[records].partition(": ")
     return Finding("records", problem, remedy)
@@ -145,27 +148,60 @@ async def _check_records(client: S3Client, bucket: str, prefix: str, records: Re
 
 async def _check_lifecycle(client: S3Client, bucket: str, prefix: str, retention: int) -> Finding:
     """Check that S3 removes bundles, and none before it expires."""
-    days, rules = lifecycle_days(retention), list[Any]()
+    rules: Sequence[LifecycleRuleOutputTypeDef] = []
     try:
-        rules = (await client.get_bucket_lifecycle_configuration(Bucket=bucket))["Rules"]
+        response = await client.get_bucket_lifecycle_configuration(Bucket=bucket)
+        rules = response.get("Rules", [])
     except ClientError as error:
         if error_code(error) != "NoSuchLifecycleConfiguration":
             raise
+    return check_rules(rules, prefix, retention)
+
+
+def check_rules(
+    rules: Sequence[LifecycleRuleOutputTypeDef], prefix: str, retention: int
+) -> Finding:
+    """Check the lifecycle rules of a bucket.
+
+    A rule for some tags or sizes does not count as one that removes the bundles. If it removes
+    objects early, the finding says so. It is a problem only for sizes: the service does not set
+    tags other than those of the record. A rule with a date is one too, because from that day on it
+    removes new bundles as well (S3 API, LifecycleExpiration).
+    """
+    days = lifecycle_days(retention)
     relevant = [
         rule
         for rule in rules
         if rule["Status"] == "Enabled" and _covers(_prefix_of(rule), prefix, partly=True)
     ]
-    expirations = [rule["Expiration"].get("Days", 0) for rule in relevant if "Expiration" in rule]
-    covering = [rule for rule in relevant if _covers(_prefix_of(rule), prefix)]
+    unconditional = [rule for rule in relevant if not _conditions(rule)]
+    covering = [rule for rule in unconditional if _covers(_prefix_of(rule), prefix)]
+    expirations = [_days(rule) for rule in unconditional if _days(rule)]
+    early = [rule for rule in relevant if _conditions(rule) and 0 < _days(rule) < days]
+    tagged = [rule for rule in early if _conditions(rule) & {"Tag", "Tags"}]
+    dated = [
+        rule
+        for rule in relevant
+        if "Date" in rule.get("Expiration", {}) and not _conditions(rule) & {"Tag", "Tags"}
+    ]
     problem = None
     if any(expiration < days for expiration in expirations):
         problem = (
             f"bundles are removed after {min(expirations)} days, but have to be kept for "
             f"{retention / 86_400:g} days: the rule has to keep them for {days} days"
         )
-    elif not any("Expiration" in rule for rule in covering):
+    elif sized := [rule for rule in early if rule not in tagged]:
+        problem = (
+            f"the rule {sized[0].get('ID')} removes bundles of some sizes after {_days(sized[0])} "
+            f"days: it has to keep them for {days} days"
+        )
+    elif not any(_days(rule) for rule in covering):
         problem = f"no rule removes the objects under {prefix}"
+    elif dated:
+        problem = (
+            f"the rule {dated[0].get('ID')} removes bundles from a date on, however new they are: "
+            f"it has to keep them for {days} days"
+        )
     elif not any(
         "AbortIncompleteMultipartUpload" in rule or rule.get("ID") == lifecycle_rule_id(prefix)
         for rule in covering
@@ -174,7 +210,13 @@ async def _check_lifecycle(client: S3Client, bucket: str, prefix: str, retention
         # does, and aborts abandoned uploads by itself.
         problem = "no rule aborts abandoned multipart uploads"
     if problem is None:
-        return Finding("lifecycle", f"bundles are removed after {min(expirations)} days")
+        notes = [
+            f"; the rule {rule.get('ID')} removes objects with its tags after {_days(rule)} days, "
+            "so do not add these tags to bundles"
+            for rule in tagged
+        ]
+        message = f"bundles are removed after {min(expirations)} days{''.join(notes)}"
+        return Finding("lifecycle", message)
     remedy = (
         "run init-bucket, and change every other rule that removes bundles earlier; if this store "
         "does not keep the rule, run message-history-server sweep regularly"
@@ -182,11 +224,23 @@ async def _check_lifecycle(client: S3Client, bucket: str, prefix: str, retention
     return Finding("lifecycle", problem, remedy)
 
 
+def _days(rule: LifecycleRuleOutputTypeDef) -> int:
+    """Return after how many days a rule removes objects, or 0 if it does not, or has a date."""
+    return rule.get("Expiration", {}).get("Days", 0)
+
+
 def _prefix_of(rule: LifecycleRuleOutputTypeDef) -> str:
+    return str(_filters(rule).get("Prefix") or rule.get("Prefix", ""))
+
+
+def _conditions(rule: LifecycleRuleOutputTypeDef) -> set[str]:
+    """Return the names of a rule's filters for tags and sizes, with which it skips some objects."""
+    return {name for name, value in _filters(rule).items() if value} - {"And", "Prefix"}
+
+
+def _filters(rule: LifecycleRuleOutputTypeDef) -> dict[str, Any]:
     filters: Any = rule.get("Filter", {})
-    return str(
-        filters.get("Prefix") or filters.get("And", {}).get("Prefix") or rule.get("Prefix", "")
-    )
+    return {**filters, **filters.get("And", {})}
 
 
 def _covers(rule: str, prefix: str, *, partly: bool = False) -> bool:
@@ -233,8 +287,10 @@ _WITHOUT = {
 }
 
 
-def _unreadable(subject: str, error: ClientError) -> Finding:
+def _unreadable(subject: str, error: Exception) -> Finding:
     """Report a configuration that the store does not have or does not show."""
+    if not isinstance(error, ClientError):
+        return failure(subject, error, "")
     code = error_code(error)
     if error_status(error) == HTTPStatus.FORBIDDEN:
         remedy = (

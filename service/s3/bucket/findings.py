@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
-from service.s3.calls import error_code, error_status
+from service.s3.calls import NETWORK_ERRORS, NO_RESPONSE, error_code, error_status
 from service.s3.capabilities import REFUSALS
+
+CALL_ERRORS = (ClientError, *NO_RESPONSE)
+"""What a call to S3 raises: `failure` explains all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +27,14 @@ class Finding:
         return self.remedy is None
 
 
-def failure(subject: str, error: ClientError, denied_remedy: str) -> Finding:
+def failure(subject: str, error: Exception, denied_remedy: str) -> Finding:
     """Explain an error: a permission is missing, or the store fails or lacks something."""
+    if not isinstance(error, ClientError):
+        kind = type(error).__name__
+        if isinstance(error, BotoCoreError) and not isinstance(error, NETWORK_ERRORS):
+            return Finding(subject, f"the request cannot be sent ({kind})", "check the credentials")
+        remedy = "check the health of this store and the network"
+        return Finding(subject, f"the store does not respond ({kind})", remedy)
     code, status = error_code(error), error_status(error)
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         return Finding(subject, f"denied ({code})", denied_remedy)

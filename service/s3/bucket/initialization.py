@@ -4,8 +4,9 @@ It sets the lifecycle, the public access block and the default encryption. This 
 actions s3:ListBucket, s3:CreateBucket, s3:GetLifecycleConfiguration,
 s3:PutLifecycleConfiguration, s3:GetBucketPublicAccessBlock, s3:PutBucketPublicAccessBlock,
 s3:GetEncryptionConfiguration and s3:PutEncryptionConfiguration, and for probe objects s3:PutObject,
-s3:GetObject, s3:DeleteObject, s3:PutObjectTagging and s3:GetObjectTagging (not if records are in
-metadata). `storage` lists the actions of the service itself.
+s3:GetObject, s3:DeleteObject, s3:AbortMultipartUpload, s3:ListBucketMultipartUploads,
+s3:PutObjectTagging and s3:GetObjectTagging (the last two not if records are in metadata). `storage`
+lists the actions of the service itself.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from botocore.exceptions import BotoCoreError, ClientError
 from service.bundles.record import lifecycle_days
 from service.errors import BucketError
 from service.s3.calls import error_code, error_status
-from service.s3.capabilities import NOT_KEPT, describe, keeps_records
+from service.s3.capabilities import NOT_KEPT, Probe, describe, keeps_records
 from service.s3.records import Records
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ async def initialize(
         yield await _encryption(client, bucket, prefix)
         if error := await _write_error(client, bucket, prefix):
             raise error
-        if not await keeps_records(client, bucket, prefix, records):
+        if not await keeps_records(Probe(client, bucket, prefix), records):
             raise BucketError(NOT_KEPT[records])
         yield f"records: kept in {records}"
         yield f"store: {await describe(client, bucket, prefix)}"

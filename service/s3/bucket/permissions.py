@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import ClientError
 
 from service.s3.bucket.findings import Finding, failure
-from service.s3.calls import error_code, error_status
+from service.s3.calls import NO_RESPONSE, error_code, error_status
 from service.s3.capabilities import NOT_KEPT, REFUSALS
-from service.s3.records import Records
+from service.s3.records import Records, read_tags
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -37,7 +37,7 @@ class _Probe:
         await self._client.put_object_tagging(**self._location, Tagging=tags)
 
     async def get_tags(self) -> None:
-        await self._client.get_object_tagging(**self._location)
+        await read_tags(self._client.get_object_tagging(**self._location))
 
     async def get(self) -> None:
         async with (await self._client.get_object(**self._location))["Body"] as body:
@@ -101,9 +101,8 @@ async def check_permissions(
                 yield Finding(action, f"not offered by this store ({error_code(error)})", remedy)
             else:
                 yield failure(action, error, remedy)
-        except BotoCoreError as error:
-            message = f"the store does not respond ({type(error).__name__})"
-            yield Finding(action, message, "check the health of this store and the network")
+        except NO_RESPONSE as error:
+            yield failure(action, error, "")
         else:
             succeeded.add(attempt)
             yield Finding(action, "allowed")

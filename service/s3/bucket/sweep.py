@@ -23,7 +23,7 @@ from service.bundles.record import DAY, BundleRecord
 from service.errors import BucketError
 from service.s3.calls import error_code, error_status
 from service.s3.capabilities import REFUSALS
-from service.s3.records import Records, fields_in_metadata, fields_in_tags
+from service.s3.records import Records, fields_in_metadata, read_tags
 
 if TYPE_CHECKING:
     from types_aiobotocore_s3 import S3Client
@@ -158,12 +158,12 @@ class Sweep:
             head = await self._client.head_object(Bucket=self._bucket, Key=key)
             return BundleRecord.from_fields(fields_in_metadata(head["Metadata"]))
         try:
-            tagging = await self._client.get_object_tagging(Bucket=self._bucket, Key=key)
+            tags = await read_tags(self._client.get_object_tagging(Bucket=self._bucket, Key=key))
         except ClientError as error:
             if records == self._records or error_status(error) not in REFUSALS:
                 raise
             return None
-        return BundleRecord.from_fields(fields_in_tags(tagging))
+        return BundleRecord.from_fields(tags)
 
     @asynccontextmanager
     async def _removal(self) -> AsyncIterator[None]:

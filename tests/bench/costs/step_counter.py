@@ -3,6 +3,7 @@
 Unlike seconds, a count is the same on every machine, so tests can set a tight limit.
 """
 
+import gc
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -172,7 +173,10 @@ def _is_at(anchor: Any, position: int, codes: Sequence[int]) -> bool:
 
 
 def count_lines(call: Callable[[], object]) -> int:
-    """Return how many lines of Python a call runs, including those in libraries."""
+    """Return how many lines of Python a call runs, including those in libraries.
+
+    The garbage collector is off meanwhile. It would call finalizers of other tests' objects.
+    """
     count = 0
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
@@ -181,9 +185,11 @@ def count_lines(call: Callable[[], object]) -> int:
         return trace
 
     previous_trace = sys.gettrace()
+    gc.disable()
     sys.settrace(trace)
     try:
         call()
     finally:
         sys.settrace(previous_trace)
+        gc.enable()
     return count

@@ -4,6 +4,7 @@ No test measures time, so other load on the machine changes nothing. Each test h
 when the optimization that it protects was removed.
 """
 
+import gc
 import logging
 import threading
 import tracemalloc
@@ -21,7 +22,8 @@ from uuid import uuid4
 import pytest
 import uvloop
 
-from service.bundles.memory import MAX_CHUNK, MAX_REPLAY_SIZE
+from service.bundles.buffers import MAX_REPLAY_SIZE
+from service.bundles.memory import MAX_CHUNK
 from tests.bench.variants import plain_s3_client
 from tests.support.clients.signing import random_bytes, sign
 from tests.support.clients.sockets import connect_to
@@ -148,6 +150,14 @@ def no_debug_logs() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
+@pytest.fixture
+def no_garbage_collection() -> Iterator[None]:
+    """Disable the garbage collector. It calls finalizers of other tests' objects at any time."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 def count_calls_of_plain_client(service: Service, store: Store) -> int:
     """Return how many function calls PutObject takes with the same library, without the service."""
 
@@ -178,7 +188,7 @@ parser, and chunks of 64 KiB instead of 256.
 """
 
 
-@pytest.mark.usefixtures("no_debug_logs")
+@pytest.mark.usefixtures("no_debug_logs", "no_garbage_collection")
 def test_transfer_makes_few_function_calls_compared_to_a_plain_client(
     start_service: StartService, store: Store
 ) -> None:

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from service.bundles import proof, ranges
 from service.errors import HistoryError
 from service.http import about, access_log, forms, middleware
+from service.http.auth import token_path
+from service.telemetry import tracing
 from tests.bench.costs.step_counter import Program, TooManySteps, count_lines
 from tests.support.repository import ROOT, module_name
 
@@ -164,6 +166,9 @@ def parse_disposition(value: str) -> None:
     form.feed(b"--b\r\nContent-Disposition: form-data;%b\r\n\r\n" % value.encode())
 
 
+TRACEPARENT = f"01-{'1' * 32}-{'1' * 16}-01"
+
+
 PARSERS: dict[str, Callable[[str], object]] = {
     "digests": lambda value: proof.parse_digests("Repr-Digest", value.encode()),
     "If-Match": lambda value: ranges._matches(value, '"x"'),  # noqa: SLF001
@@ -173,6 +178,8 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "Content-Disposition": parse_disposition,
     "path": lambda value: middleware._normalize(f"http://x/{value}".encode(), ""),  # noqa: SLF001
     "decoded path": lambda value: middleware._normalize(b"/", f"/{value}"),  # noqa: SLF001
+    "token in a path": lambda value: token_path.split_path(f"/t/{value}"),
+    "traceparent": lambda value: tracing.parse_traceparent([f"{TRACEPARENT}-{value}"]),
     "path of the access log": lambda value: access_log._short_id(f"/files/{value}"),  # noqa: SLF001
     "shortened path": lambda value: access_log._shorten_path(f"/files/{value}"),  # noqa: SLF001
 }

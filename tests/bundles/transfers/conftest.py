@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from service.bundles.limits import UploadLimits
 from service.bundles.memory import Memory
 from service.bundles.service import BundleService
 from service.drain import Drain
@@ -14,7 +15,14 @@ from service.s3 import retries
 from service.s3.calls import S3Calls
 from service.s3.client import connect
 from service.telemetry.metrics import Metrics
-from tests.bundles.transfers.service_setup import PART, ControlledStorage, Run, Setup, Test
+from tests.bundles.transfers.service_setup import (
+    PART,
+    UPLOAD_LIMIT,
+    ControlledStorage,
+    Run,
+    Setup,
+    Test,
+)
 from tests.support.proxy import Proxy
 from tests.support.stores import Store
 from tests.support.stores.access import aws_environment
@@ -46,7 +54,7 @@ def run(store: Store, s3: Any) -> Run:
                 )
                 memory = Memory(parts * PART, part_size=PART, timeout=10)
                 bundles = BundleService(
-                    *(storage, memory, metrics, Drain()),
+                    *(storage, memory, UploadLimits(bytes_per_hour=UPLOAD_LIMIT), metrics, Drain()),
                     max_size=1 << 30,
                     retention=60,
                     require_hmac=require_hmac,

@@ -21,6 +21,9 @@ PART = 5 << 20
 
 CHUNK = 64 * 1024
 
+UPLOAD_LIMIT = 64 << 20
+"""Bytes that one caller may upload in an hour."""
+
 
 class ControlledStorage(S3Storage):
     """S3 storage that can pause and fail.
@@ -64,9 +67,9 @@ class ControlledStorage(S3Storage):
         await super()._complete(*arguments)
         await self._pause("complete_upload")
 
-    async def put_tags(self, *arguments: Any) -> None:
+    async def put_tags(self, *arguments: Any, **options: Any) -> None:
         await self._pause("put_tags")
-        await super().put_tags(*arguments)
+        await super().put_tags(*arguments, **options)
 
     async def open(self, *arguments: Any, **options: Any) -> ObjectBody:
         self.calls.append("open")

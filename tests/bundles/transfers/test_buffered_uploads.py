@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from service.bundles.claims import UploadClaims
+from service.bundles.proof import UploadClaims
 from service.errors import DigestMismatch, StorageUnavailable
 from tests.bundles.transfers.service_setup import (
     CHUNK,
@@ -231,5 +231,18 @@ def test_failure_of_s3_is_retried(
         bundle_id, _ = await setup.bundles.upload(split(bundle), UploadClaims())
         assert setup.objects()[str(bundle_id)][0] == bundle
         assert proxy.faults[0].injected == 2
+
+    run(test, endpoint_url=proxy.url)
+
+
+def test_failure_of_s3_is_noticed_while_the_client_is_silent(run: Run, proxy: Proxy) -> None:
+    async def test(setup: Setup) -> None:
+        proxy.faults.append(Fault("UploadPart", Respond(403, "AccessDenied", after_bytes=1)))
+        chunks = stall(bytes(PART + MIB), asyncio.Event())
+        with pytest.raises(StorageUnavailable):
+            await setup.bundles.upload(chunks, UploadClaims())
+        assert setup.memory.windows.in_use == 0
+        await setup.bundles.close()
+        assert setup.is_empty()
 
     run(test, endpoint_url=proxy.url)

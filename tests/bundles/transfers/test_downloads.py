@@ -8,10 +8,9 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from service.bundles.access import HASHED_AT_ONCE
-from service.bundles.claims import UploadClaims
-from service.bundles.download import Download
-from service.bundles.proof import HmacVerifier, Proof
+from service.bundles import access
+from service.bundles.access import Download
+from service.bundles.proof import HmacVerifier, Proof, UploadClaims
 from service.bundles.ranges import RangeRequest
 from service.errors import InvalidHmac, MissingHeader, NotFound
 from tests.bundles.transfers.service_setup import Run, Setup, split
@@ -63,10 +62,11 @@ def test_first_download_is_sent_from_memory(run: Run) -> None:
     run(test)
 
 
+@pytest.mark.parametrize("memory_is_short", [False, True])
 def test_another_thread_computes_the_hmac_of_a_large_bundle(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch, *, memory_is_short: bool
 ) -> None:
-    """Every byte once and in order. Only what is left at the end is worth no switch."""
+    """Every byte once and in order. Only a few bytes are worth no switch."""
     hashed: list[tuple[bool, bytes]] = []
     update_all = HmacVerifier.update_all
 
@@ -75,13 +75,20 @@ def test_another_thread_computes_the_hmac_of_a_large_bundle(
         update_all(self, chunks)
 
     async def test(setup: Setup) -> None:
-        assert await fetch(setup, await upload(setup)) == BUNDLE
+        bundle_id = await upload(setup)
+        reservation = setup.memory.reserve(3 * MIB) if memory_is_short else None
+        assert await fetch(setup, bundle_id) == BUNDLE
+        assert verifications(setup, "two_reads" if memory_is_short else "memory") == 1
+        if reservation is not None:
+            reservation.release()
 
     test_thread = threading.current_thread()
     monkeypatch.setattr(HmacVerifier, "update_all", recording_update_all)
+    monkeypatch.setattr(access, "MAX_HASHED_HERE", 1000)  # Chunks can be of any size here.
     run(test)
     assert b"".join(content for _, content in hashed) == BUNDLE
-    assert sum(len(content) for here, content in hashed if here) < HASHED_AT_ONCE
+    assert all(len(content) <= 1000 for here, content in hashed if here)
+    assert not all(here for here, _ in hashed)
 
 
 def test_first_download_reads_twice_if_memory_is_short(run: Run) -> None:

@@ -7,8 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from service.bundles.claims import UploadClaims
-from service.bundles.proof import Proof, compute_receipt
+from service.bundles.proof import Proof, UploadClaims, compute_receipt
 from service.errors import (
     ClientGone,
     DigestMismatch,
@@ -154,6 +153,33 @@ def test_upload_that_ends_just_before_it_expires_is_stored(run: Run) -> None:
     run(test, clock=lambda: now)
 
 
+@pytest.mark.parametrize("size", [len(SMALL), len(BUNDLE)])
+@pytest.mark.parametrize("known", [True, False])
+def test_bundle_that_expires_while_s3_completes_it_is_removed(
+    run: Run, size: int, *, known: bool
+) -> None:
+    now = 0.0
+
+    async def test(setup: Setup) -> None:
+        nonlocal now
+        setup.storage.paused_calls = {"put", "complete_upload"}
+        upload = asyncio.create_task(
+            setup.bundles.upload(
+                split(BUNDLE[:size]), UploadClaims(), length=size if known else None
+            )
+        )
+        await setup.storage.paused.wait()
+        assert len(setup.objects()) == 1
+        now = 60
+        setup.storage.resume.set()
+        with pytest.raises(UploadTimeout):
+            await upload
+        await setup.bundles.close()
+        assert setup.is_empty()
+
+    run(test, clock=lambda: now)
+
+
 def test_empty_upload_is_refused(run: Run) -> None:
     async def test(setup: Setup) -> None:
         with pytest.raises(EmptyBundle):
@@ -257,3 +283,18 @@ def test_failure_of_s3_fails_the_upload_if_its_start_is_not_in_memory(
         assert operations == ["PutObject", "DeleteObject", "DeleteObject"]
 
     run(test, parts=parts, endpoint_url=proxy.url)
+
+
+def test_failure_of_s3_is_noticed_while_the_client_is_silent(run: Run, proxy: Proxy) -> None:
+    async def test(setup: Setup) -> None:
+        all_but_the_last_chunk = (len(BUNDLE) - 1) // CHUNK * CHUNK
+        denied = Respond(403, "AccessDenied", after_bytes=all_but_the_last_chunk)
+        proxy.faults.append(Fault("PutObject", denied))
+        chunks = stall(BUNDLE, asyncio.Event())
+        with pytest.raises(StorageUnavailable):
+            await setup.bundles.upload(chunks, UploadClaims(), length=2 * len(BUNDLE))
+        assert setup.memory.windows.in_use == 0
+        await setup.bundles.close()
+        assert setup.is_empty()
+
+    run(test, endpoint_url=proxy.url)

@@ -8,6 +8,10 @@ from uuid import uuid4
 
 from tests.docs.examples.sandbox import http_response, problem_response
 
+CHUNKED_RANGE = (
+    b"HTTP/1.1 206 Partial Content\r\n"
+    b"Content-Range: bytes 0-18/19\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
 VALID_ID = str(uuid4()).encode()
 RESPONSES = {
     "400": problem_response("400 Bad Request", "Send a header."),
@@ -20,6 +24,9 @@ RESPONSES = {
     "no-id": http_response("200 OK", b"\x1b[31mWelcome to the hotel's network"),
     "hangs-up": b"",
     "noise": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "null": http_response("502 Bad Gateway", b"null"),
+    "longer-chunks": CHUNKED_RANGE + b"14\r\n%b\r\n0\r\n\r\n" % bytes(20),
+    "all-without-an-end": CHUNKED_RANGE + b"13\r\n%b\r\n" % bytes(range(19)),
     "tampered": http_response("200 OK", b"not what was signed"),
     "truncated": http_response("200 OK", b"AES", length=1000),
     "truncated-chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nAES\r\n",

@@ -15,6 +15,7 @@ from uuid import UUID
 import httpx
 import pytest
 
+from service.http.auth.authorizer import hash_token
 from tests.docs.examples.sandbox import (
     CURL,
     FETCH,
@@ -33,7 +34,8 @@ from tests.docs.examples.sandbox import (
     wait,
 )
 from tests.docs.examples.stub_server import StubServer
-from tests.support.services.thread import Service
+from tests.support.key_leaks import LEAK_DETECTOR
+from tests.support.services.thread import Service, StartService
 
 MIB = 1 << 20
 
@@ -236,3 +238,23 @@ def test_sample_history_has_realistic_messages() -> None:
     assert times == sorted(set(times))
     assert len({message["id"] for message in messages}) == len(messages)
     assert len({message["group_id"] for message in messages}) == 2
+
+
+TOKEN = LEAK_DETECTOR.add_key("the-upload-token-of-an-example")
+
+
+@pytest.mark.parametrize("script", [UPLOAD, CURL])
+def test_upload_token_comes_from_a_variable_or_the_url(
+    sandbox: Sandbox, start_service: StartService, script: str
+) -> None:
+    url = start_service(upload_tokens=f"app:{hash_token(TOKEN)}").url
+    for command in (
+        Command(script, (), url, {"HISTORY_TOKEN": TOKEN}),
+        Command(script, (), f"{url}/t/{TOKEN}/"),
+    ):
+        result = sandbox.run(command)
+        assert (result.status, result.stderr) == (0, "")
+    for token in (None, "wrong", "two words", "\u00e4", "a\r\nX-A: b"):
+        result = sandbox.run(Command(script, (), url, {"HISTORY_TOKEN": token}))
+        assert result.status == 1
+        assert "HISTORY_TOKEN" in result.stderr

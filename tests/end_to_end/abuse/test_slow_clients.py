@@ -157,8 +157,9 @@ def test_slow_uploads_and_unread_downloads_time_out_and_free_memory(
     start_service: StartService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Uploads and downloads hold all windows until their timeout."""
-    monkeypatch.setattr(slow_clients, "GRACE_PERIOD", 1.0)
-    service = start_service(memory_budget=2 * SMALL_PART, part_size=SMALL_PART, read_timeout="1s")
+    # Long enough for a slow machine to start all of them before the first one ends.
+    monkeypatch.setattr(slow_clients, "GRACE_PERIOD", 3.0)
+    service = start_service(memory_budget=2 * SMALL_PART, part_size=SMALL_PART, read_timeout="3s")
     request = prepare_download(service.url, bytes(SMALL_PART + MIB))
     slow_upload = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: {SMALL_PART}\r\n\r\n"
     uploads = SMALL_PART // WINDOW_SIZE - 2
@@ -172,7 +173,7 @@ def test_slow_uploads_and_unread_downloads_time_out_and_free_memory(
         started = time.monotonic()
         assert service.http.post("/upload", content=bytes(SMALL_PART)).status_code == 200
         print(f"served after {time.monotonic() - started:.2f} s")
-        idle_downloads, slow_uploads = attackers.stop(timeout=10)
+        idle_downloads, slow_uploads = attackers.stop(timeout=20)
     print(f"downloads without a reader: {idle_downloads}; slow uploads: {slow_uploads}")
     assert idle_downloads.counts == {"reset": 2}
     assert slow_uploads.counts == {"408": uploads}

@@ -9,11 +9,15 @@ decrypted as libxmtp does.
 import base64
 import hmac
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from http.client import IncompleteRead
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from service.http.auth.authorizer import hash_token
 from tests.end_to_end.compatibility import xmtp_formats
 from tests.end_to_end.compatibility.client import (
     SIGNING_KEY,
@@ -30,8 +34,11 @@ from tests.end_to_end.compatibility.reference_clients import curl, needs_curl
 from tests.end_to_end.compatibility.xmtp_formats import History, InvalidBundle
 from tests.support.clients.signing import random_bytes
 from tests.support.clients.sockets import connect_to
+from tests.support.key_leaks import LEAK_DETECTOR
+from tests.support.polling import wait_until
 from tests.support.proxy import Fault, Proxy, Truncate
-from tests.support.services.thread import Service
+from tests.support.services.thread import Service, running_service
+from tests.support.stores import Store
 
 MIB = 1 << 20
 
@@ -54,6 +61,30 @@ def test_downloaded_history_equals_the_uploaded_one(
         assert Libxmtp().download(url) == downloaded
         with pytest.raises(RequestFailed, match="404"):
             Libxmtp().download(url[:-1] + "01"[url.endswith("0")])
+
+
+TOKEN = LEAK_DETECTOR.add_key("an-upload-token-in-a-URL")
+
+
+@pytest.fixture(scope="module")
+def token_service(store: Store, s3: Any) -> Iterator[Service]:
+    tokens = f"phones:{hash_token(TOKEN)}"
+    with running_service(store, s3, upload_tokens=tokens, require_hmac=False) as service:
+        yield service
+
+
+@pytest.mark.parametrize("client_class", [*CLIENTS, CURL])
+def test_every_client_can_have_an_upload_token_in_its_url(
+    token_service: Service, short_history: History, client_class: type[Client]
+) -> None:
+    client = client_class()
+    _, batches = encode_for(client, short_history)
+    url = client.upload(f"{token_service.url}/t/{TOKEN}{client.trailing_slash}", batches)
+    assert client.download(url) == b"".join(batches)
+    before = len(token_service.objects())
+    with suppress(RequestFailed):  # Some clients take any response for an id.
+        client.upload(f"{token_service.url}/t/wrong{client.trailing_slash}", batches)
+    assert len(token_service.objects()) == before
 
 
 @pytest.mark.parametrize("client_class", [Libxmtp, CURL])
@@ -79,6 +110,8 @@ def test_every_client_detects_an_incomplete_download(
     _, batches = encode_for(client, short_history)
     url = client.upload(open_service.url + client.trailing_slash, batches)
     assert client.download(url) == b"".join(batches)
+    if client.sends_proof:  # Without the receipt, the bundle is read before the response starts.
+        wait_until(lambda: "receipt" in open_service.record(url.rpartition("/")[2]))
     faults.append(Fault("GetObject", Truncate(1000), times=None))
     with pytest.raises((IncompleteRead, ConnectionError)):
         client.download(url)

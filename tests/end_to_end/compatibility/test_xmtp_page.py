@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
@@ -13,6 +14,7 @@ from service.settings import Settings, load
 from tests.end_to_end.compatibility.client import Client
 from tests.end_to_end.compatibility.clients import CLIENTS, CURL
 from tests.end_to_end.compatibility.reference_clients import needs_curl
+from tests.support.clients.signing import sign
 from tests.support.repository import ROOT
 from tests.support.services.thread import Service
 
@@ -59,6 +61,26 @@ def test_table_on_the_page_lists_the_tested_clients() -> None:
         getattr(client, "values", [client])[0] for client in [*CLIENTS, CURL]
     ]
     assert set(rows) == {client_class.name for client_class in classes}
+
+
+def test_remote_attachment_is_read_and_deleted_by_whoever_knows_its_url(
+    open_service: Service,
+) -> None:
+    """A proof without a stored HMAC to compare is right if it is made from the right bytes."""
+    payload = os.urandom(1000)
+    bundle_id = open_service.upload(payload)
+    response = httpx.get(f"{open_service.url}/files/{bundle_id}", headers={"Origin": "https://x"})
+    assert (response.status_code, response.content) == (200, payload)
+    assert response.headers["Access-Control-Allow-Origin"] == "*"
+    own_proof = sign("a key of whoever read it", response.content)
+    for headers, status in (
+        ({}, 400),
+        (sign("another key", b"other bytes"), 401),
+        (own_proof, 204),
+    ):
+        deleted = open_service.http.delete(f"/files/{bundle_id}", headers=headers)
+        assert deleted.status_code == status
+    assert open_service.fetch(bundle_id).status_code == 404
 
 
 @needs_curl

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from service.bundles.memory import MAX_REPLAY_SIZE
+from service.bundles.buffers import MAX_REPLAY_SIZE
 from service.s3 import retries
 from tests.support.clients.signing import random_bytes, sign
 from tests.support.polling import wait_until

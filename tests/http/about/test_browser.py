@@ -4,9 +4,7 @@ import base64
 import hashlib
 import http.server
 import json
-import os
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,54 +15,22 @@ from uuid import uuid4
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service as Driver
 from selenium.webdriver.common.by import By
-from selenium.webdriver.remote.remote_connection import RemoteConnection
 
 from tests.http.about.page import BROWSER_HEADERS, example_commands
+from tests.support.clients.chromium import in_chromium, running_chromium
 from tests.support.clients.signing import sign
 from tests.support.proxy import Fault, Proxy, Respond
 from tests.support.services.thread import Service, StartService
 from tests.support.stores import Store
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-NOT_INSTALLED = "Chromium is not installed: apt-get install chromium chromium-driver"
 KEY = "a signing key"
-
-
-in_chromium = pytest.mark.xdist_group("chromium")
 
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    """One Chromium for all tests. Its features that use the network are off."""
-    if CHROMIUM is None or DRIVER is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(NOT_INSTALLED)
-        pytest.skip(NOT_INSTALLED)
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for name in (
-        "headless=new",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-quic",
-        "no-first-run",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        "disable-dev-shm-usage",
-        "no-proxy-server",
-        f"user-data-dir={tmp_path_factory.mktemp('chromium')}",
-    ):
-        options.add_argument(f"--{name}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with webdriver.Chrome(options=options, service=Driver(DRIVER)) as driver:
-        assert isinstance(driver.command_executor, RemoteConnection)
-        driver.command_executor.client_config.timeout = 60
-        driver.set_page_load_timeout(20)
-        driver.set_script_timeout(20)
+    """One Chromium for all tests."""
+    with running_chromium(tmp_path_factory.mktemp("chromium")) as driver:
         yield driver
 
 

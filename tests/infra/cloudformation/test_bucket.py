@@ -67,9 +67,14 @@ def check_findings(store: Store, config: Settings) -> list[Finding]:
         return asyncio.run(findings())
 
 
-def test_lifecycle_matches_every_allowed_retention() -> None:
+def test_lifecycle_matches_every_allowed_retention(service_template: Template) -> None:
     allowed = BUCKET_TEMPLATE.source["Parameters"]["RetentionDays"]["AllowedValues"]
     assert allowed == list(BUCKET_TEMPLATE.source["Mappings"]["Lifecycle"])
+    of_both = [
+        {**template.source["Parameters"]["RetentionDays"], "Description": ""}
+        for template in (BUCKET_TEMPLATE, service_template)
+    ]
+    assert of_both[0] == of_both[1]
     for days in allowed:
         template = Template("bucket", RetentionDays=days)
         [rule] = template.properties("Bucket")["LifecycleConfiguration"]["Rules"]

@@ -13,6 +13,7 @@ from service.http.routes import ROUTES
 from service.http.server import server
 from service.s3 import storage
 from tests.infra.cloudformation.templates import DEFAULTS, Template, attributes
+from tests.infra.stack.nginx import NGINX
 
 PRIVATE = {"/metrics", "/readyz"}
 
@@ -20,10 +21,12 @@ PRIVATE = {"/metrics", "/readyz"}
 def test_load_balancer_timeouts_fit_those_of_the_service(service_template: Template) -> None:
     balancer = attributes(service_template.properties("Balancer")["LoadBalancerAttributes"])
     idle = int(balancer["idle_timeout.timeout_seconds"])
-    assert DEFAULTS.read_timeout + DEFAULTS.queue_timeout < idle < server.KEEP_ALIVE_TIMEOUT
+    [silence] = re.findall(r"proxy_read_timeout (\d+)s;", (NGINX / "nginx.conf").read_text())
+    assert DEFAULTS.read_timeout + DEFAULTS.queue_timeout < int(silence) == idle
+    assert idle < server.KEEP_ALIVE_TIMEOUT
     targets = service_template.properties("Targets")
     assert targets["HealthCheckPath"] == "/readyz"
-    assert targets["HealthCheckTimeoutSeconds"] > storage.PROBE_TIMEOUT
+    assert targets["HealthCheckTimeoutSeconds"] > storage.READINESS_TIMEOUT
 
 
 def test_load_balancer_itself_only_responds_with_404(service_template: Template) -> None:

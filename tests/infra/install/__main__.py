@@ -9,23 +9,22 @@ pip also installs the packages for `make test`, because that takes three times a
 import asyncio
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import click
 import httpx
 
+from tests.infra.install.installed_service import (
+    assert_returns_a_bundle,
+    installation_environment,
+    running_service,
+)
 from tests.support import repository
-from tests.support.clients.signing import sign
 from tests.support.lock_files import add_release, installed_in, pins, version
-from tests.support.services.process import read_banner
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PIPS = {
@@ -44,9 +43,6 @@ NEWER = ("coverage", "urllib3", "moto", "aiobotocore")
 CONCURRENCY = 2
 TIMEOUT = 400
 """Seconds for one command. An installation takes about 40 with a warm cache."""
-
-RUN_TIMEOUT = 120
-"""Seconds after which the service is killed if it is still running."""
 
 
 def find_pythons() -> dict[str, Path]:
@@ -76,14 +72,8 @@ def check(python: Path, pip: list[str], folder: Path) -> str:
         add_release(index, name, "9999")
     project = folder / "project"
     repository.copy(project)
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name in ("HOME", "PATH") or name.startswith("PIP_")
-    }
     links = f"{os.environ.get('PIP_FIND_LINKS', '')} {index}".strip()
-    environment = {**inherited, "PIP_FIND_LINKS": links, "PYTHON": str(python)}
-    environment |= {"HISTORY_PORT": "0", "HISTORY_LOG_LEVEL": "warning"}
+    environment = {**installation_environment(), "PIP_FIND_LINKS": links, "PYTHON": str(python)}
 
     def run(*command: str | Path) -> None:
         result = subprocess.run(
@@ -106,7 +96,7 @@ def check(python: Path, pip: list[str], folder: Path) -> str:
     run("make", ".venv/dev-ready")
     times = f"dev packages installed in {time.monotonic() - started:.0f} s"
     assert_matches_lock(site, "requirements/dev.txt")
-    with running_service(project, environment) as url:
+    with running_service(["make", "run"], project, environment) as url:
         assert_returns_a_bundle(url)
     if not pip:
         started = time.monotonic()
@@ -121,37 +111,6 @@ def assert_matches_lock(site: Path, lock: str) -> None:
     installed = {f"{name} {package.version}" for name, package in installed_in(site).items()}
     unknown = {name for name in installed - pinned if name.partition(" ")[0] not in NOT_LOCKED}
     assert not unknown, f"installed, but not in {lock}: {sorted(unknown)}"
-
-
-@contextmanager
-def running_service(project: Path, environment: dict[str, str]) -> Iterator[str]:
-    """Start `make run`, yield the URL of the service, and stop it with Ctrl-C's signal."""
-    with subprocess.Popen(
-        ["make", "run"],
-        cwd=project,
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        process_group=0,
-    ) as process:
-        watchdog = threading.Timer(RUN_TIMEOUT, os.killpg, (process.pid, signal.SIGKILL))
-        watchdog.start()
-        try:
-            url, _ = read_banner(process)
-            yield url
-        finally:
-            os.killpg(process.pid, signal.SIGINT)
-            process.wait()
-            watchdog.cancel()
-
-
-def assert_returns_a_bundle(url: str) -> None:
-    bundle = os.urandom(9 << 20)
-    proof = sign("the key of an installation", bundle)
-    with httpx.Client(base_url=url, trust_env=False, timeout=30) as http:
-        response = http.post("/upload", content=bundle, headers=proof)
-        assert response.status_code == 200, response.text
-        assert http.get(f"/files/{response.text}", headers=proof).content == bundle
 
 
 async def check_all() -> bool:

@@ -32,16 +32,19 @@ TEST = [requirement for requirement in EXTRAS["test"] if not requirement.startsw
 REQUIRED = {
     "requirements/service.txt": PROJECT["dependencies"],
     "requirements/dev.txt": [*PROJECT["dependencies"], *EXTRAS["dev"]],
+    "requirements/otel.txt": [*PROJECT["dependencies"], *EXTRAS["otel"]],
     "requirements/test.txt": [
         *PROJECT["dependencies"],
         *EXTRAS["dev"],
         *EXTRAS["examples"],
+        *EXTRAS["otel"],
         *TEST,
     ],
     "examples/requirements.txt": EXTRAS["examples"],
-    "requirements/infra-tools.txt": source_requirements("requirements/infra-tools.in"),
-    "requirements/localstack.txt": source_requirements("requirements/localstack.in"),
-    "requirements/ministack.txt": source_requirements("requirements/ministack.in"),
+    "requirements/infra-tools.txt": source_requirements("requirements/direct/infra-tools.in"),
+    "requirements/localstack.txt": source_requirements("requirements/direct/localstack.in"),
+    "requirements/ministack.txt": source_requirements("requirements/direct/ministack.in"),
+    "requirements/release-tools.txt": source_requirements("requirements/direct/release-tools.in"),
 }
 """Each lock file, and the requirements that it was made from."""
 
@@ -49,6 +52,7 @@ ENVIRONMENTS = {
     "requirements/infra-tools.txt": ("infra-tools", ".venv-infra"),
     "requirements/localstack.txt": ("localstack", ".venv-localstack"),
     "requirements/ministack.txt": ("ministack", ".venv-ministack"),
+    "requirements/release-tools.txt": ("release-tools", ".venv-release"),
 }
 """The lock files with their own virtual environment: the make target, and the folder."""
 
@@ -137,8 +141,9 @@ def test_lock_files_agree() -> None:
             for pin, _, hashes in (entry.partition("\\") for entry in entries(lock))
         }
 
-    service, dev, test = map(pinned, list(REQUIRED)[:3])
+    service, dev, otel, test = map(pinned, list(REQUIRED)[:4])
     assert service.items() <= dev.items() <= test.items()
+    assert service.items() <= otel.items() <= test.items()
     assert pinned("examples/requirements.txt").items() <= test.items()
 
 

@@ -74,6 +74,7 @@ def create_environment(project: Path) -> None:
 def make(project: Path, target: str) -> subprocess.CompletedProcess[str]:
     index = project.parent / "index"
     variables = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(index), "PYTHON": sys.executable}
+    variables["PIP_REQUIRE_VIRTUALENV"] = "1"  # Never install anything into the system's Python.
     return subprocess.run(
         ["make", "--silent", target],
         cwd=project,
@@ -102,6 +103,17 @@ def test_make_installs_the_pinned_versions_despite_newer_releases(project: Path)
     result = make(project, ".venv/test-ready")
     assert result.returncode == 0, result.stderr
     assert versions(project)["plugin"] == "1.0"
+
+
+@only_ci
+def test_make_replaces_an_environment_whose_creation_was_interrupted(project: Path) -> None:
+    """Its Python is the system's, and its pip would install there."""
+    create_environment(project)
+    (project / ".venv" / "pyvenv.cfg").unlink()
+    result = make(project, ".venv/dev-ready")
+    assert result.returncode == 0, result.stderr
+    assert (project / ".venv" / "pyvenv.cfg").exists()
+    assert versions(project)["used"] == "1.0"
 
 
 @only_ci

@@ -1,5 +1,6 @@
 """The manifests, and a Python implementation of the part of kustomize that they use."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from service.http.routes import ROUTES
 from tests.support.repository import ROOT
 
 KUBERNETES = ROOT / "infra" / "kubernetes"
+BASE = KUBERNETES / "base"
 EXAMPLE = KUBERNETES / "example"
 COMPONENTS = [KUBERNETES / name for name in ("monitoring", "scaling-by-memory", "sweeping")]
 DOCKERFILE = (ROOT / "infra" / "Dockerfile").read_text()
@@ -65,6 +67,15 @@ def build(folder: Path, base: list[Object] | None = None, extra: tuple[Path, ...
             container["image"] = f"{image['newName']}:{image['newTag']}"
     assert not config, "build does not support these fields"
     return objects
+
+
+def copy_example(target: Path, components: list[Path]) -> Path:
+    """Copy all manifests, for a program that builds the example with these components."""
+    shutil.copytree(KUBERNETES, target)
+    listed = "".join(f"  - ../{path.name}\n" for path in components)
+    with (target / "example" / "kustomization.yaml").open("a") as file:
+        file.write(f"components:\n{listed}" if listed else "")
+    return target / "example"
 
 
 def generate_config_map(objects: list[Object], folder: Path, generator: Any) -> None:

@@ -18,6 +18,7 @@ from tests.infra.kubernetes.manifests import (
     KUBERNETES,
     OLDEST_KUBERNETES,
     build,
+    copy_example,
     read,
 )
 from tests.infra.tools import run_tool
@@ -56,13 +57,9 @@ def test_kubectl_kustomize_builds_the_same_objects(components: list[Path], tmp_p
     kubectl = shutil.which("kubectl")
     if kubectl is None:
         pytest.skip("kubectl is not installed: see kubernetes.io/docs/tasks/tools")
-    copy = tmp_path / "kubernetes"
-    shutil.copytree(KUBERNETES, copy)
-    listed = "".join(f"  - ../{path.name}\n" for path in components)
-    with (copy / "example" / "kustomization.yaml").open("a") as file:
-        file.write(f"components:\n{listed}" if listed else "")
+    folder = copy_example(tmp_path / "kubernetes", components)
     result = subprocess.run(
-        [kubectl, "kustomize", copy / "example"], capture_output=True, check=True, text=True
+        [kubectl, "kustomize", folder], capture_output=True, check=True, text=True
     )
     without_hashes = re.sub(
         r"\bhistory-[0-9a-z]{10}$", "history", result.stdout, flags=re.MULTILINE
@@ -95,10 +92,13 @@ def test_selectors_match_the_labels(objects: dict[str, Any], pod: Any) -> None:
         objects["Deployment"]["spec"]["selector"]["matchLabels"],
         objects["Service"]["spec"]["selector"],
         objects["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
-        objects["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
         *(constraint["labelSelector"]["matchLabels"] for constraint in spread),
     ]
     assert all(selector and selector.items() <= labels for selector in selectors)
+    [expression] = objects["NetworkPolicy"]["spec"]["podSelector"]["matchExpressions"]
+    sweep = objects["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]
+    names = [item["metadata"]["labels"][expression["key"]] for item in (pod, sweep)]
+    assert (expression["operator"], expression["values"]) == ("In", names)
     monitored = objects["ServiceMonitor"]["spec"]["selector"]["matchLabels"]
     assert monitored
     assert monitored.items() <= objects["Service"]["metadata"]["labels"].items()
@@ -118,6 +118,10 @@ def test_objects_refer_to_each_other_by_the_right_names(
     assert container["envFrom"][0]["configMapRef"] == {
         "name": objects["ConfigMap"]["metadata"]["name"]
     }
+    secrets = [source["secretRef"] for source in container["envFrom"][1:]]
+    page = (ROOT / "infra" / "README.md").read_text()
+    assert all(secret["optional"] and f"`{secret['name']}`" in page for secret in secrets)
+    assert len(secrets) == 2
     namespace = objects.pop("Namespace")["metadata"]["name"]
     assert {item["metadata"]["namespace"] for item in objects.values()} == {namespace}
     assert container["image"].rpartition(":")[0].endswith("/message-history-server")
@@ -137,7 +141,8 @@ def test_scaling_uses_the_metric_of_the_adapter(objects: dict[str, Any]) -> None
 
 def test_readme_commands_match_the_manifests(objects: dict[str, Any], container: Any) -> None:
     page = (ROOT / "infra" / "README.md").read_text()
-    [commands] = re.findall(r"^```sh\n(docker .*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    blocks = re.findall(r"^```sh\n(docker .*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+    [commands] = [block for block in blocks if "kubectl" in block]
     paths = re.findall(r"\binfra/\S+", commands)
     assert [ROOT / path for path in paths] == [ROOT / "infra" / "Dockerfile", EXAMPLE]
     assert set(re.findall(r"registry\S+", commands)) == {container["image"]}

@@ -55,7 +55,7 @@ def test_probes_call_the_health_checks(container: Any) -> None:
     assert set(paths.values()) <= route_paths()
     port = container["ports"][0]["name"]
     assert all(probe["httpGet"]["port"] == port for probe in probes.values())
-    assert probes["readiness"]["timeoutSeconds"] > storage.PROBE_TIMEOUT
+    assert probes["readiness"]["timeoutSeconds"] > storage.READINESS_TIMEOUT
 
 
 def test_ingress_exposes_only_public_paths(objects: dict[str, Any]) -> None:

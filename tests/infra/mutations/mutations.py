@@ -1,35 +1,8 @@
 """Mutations that the tests have to detect, one or more for each file."""
 
-from dataclasses import dataclass
+from tests.infra.mutations.kubernetes import KUBERNETES
+from tests.infra.mutations.mutation import Mutation
 
-
-@dataclass(frozen=True)
-class Mutation:
-    """A change that breaks a file, and the test that has to detect it.
-
-    `original` occurs exactly once in the file.
-    """
-
-    file: str
-    original: str
-    replacement: str
-    test: str
-    """`module::test`, with the module as a path in tests/infra.
-
-    In a parametrized test, one failing case is enough.
-    """
-
-    @property
-    def node(self) -> str:
-        module, _, name = self.test.partition("::")
-        return f"tests/infra/{module}.py::{name}"
-
-    def __str__(self) -> str:
-        return f"{self.file}-{self.test.partition('::')[2]}"
-
-
-BASE = "infra/kubernetes/base"
-EXAMPLE = "infra/kubernetes/example"
 NGINX = "infra/nginx/nginx.conf"
 AWS = "infra/cloudformation"
 
@@ -38,7 +11,7 @@ MUTATIONS = [
         ".dockerignore",
         "!service\n",
         "",
-        "test_image::test_image_copies_existing_files_that_dockerignore_allows",
+        "containers/test_dockerfile::test_image_copies_existing_files_that_dockerignore_allows",
     ),
     Mutation(
         "localstack.yml",
@@ -50,7 +23,13 @@ MUTATIONS = [
         "infra/Dockerfile",
         "USER 65532:65532",
         "USER root",
-        "test_image::test_image_copies_existing_files_that_dockerignore_allows",
+        "containers/test_dockerfile::test_image_copies_existing_files_that_dockerignore_allows",
+    ),
+    Mutation(
+        "infra/Dockerfile",
+        "FROM base\nCOPY --from=dependencies",
+        "FROM base\nCOPY --from=dev-dependencies",
+        "containers/test_dockerfile::test_default_image_has_no_embedded_store_and_the_version_of_the_service",
     ),
     Mutation(
         "infra/README.md",
@@ -58,41 +37,23 @@ MUTATIONS = [
         "### HistoryRefused",
         "test_dashboards::test_every_alert_has_a_runbook_section",
     ),
-    Mutation(
-        "requirements/service.txt",
-        "\nbotocore==",
-        "\n# botocore==",
-        "install/test_lock_files::test_lock_file_contains_exactly_the_required_packages",
-    ),
-    Mutation(
-        "requirements/infra-tools.txt",
-        "\njsonschema==",
-        "\n# jsonschema==",
-        "install/test_lock_files::test_lock_file_contains_exactly_the_required_packages",
-    ),
-    Mutation(
-        "requirements/dev.txt",
-        "\nwerkzeug==",
-        "\n# werkzeug==",
-        "install/test_lock_files::test_lock_file_contains_exactly_the_required_packages",
-    ),
-    Mutation(
-        "requirements/test.txt",
-        "\niniconfig==",
-        "\n# iniconfig==",
-        "install/test_lock_files::test_lock_file_contains_exactly_the_required_packages",
-    ),
-    Mutation(
-        "requirements/localstack.txt",
-        "\ndill==",
-        "\n# dill==",
-        "install/test_lock_files::test_lock_file_contains_exactly_the_required_packages",
-    ),
-    Mutation(
-        "requirements/ministack.txt",
-        "\ndefusedxml==",
-        "\n# defusedxml==",
-        "install/test_lock_files::test_lock_file_contains_exactly_the_required_packages",
+    *(
+        Mutation(
+            f"requirements/{lock}.txt",
+            f"\n{package}==",
+            f"\n# {package}==",
+            "install/test_lock_files::test_lock_file_contains_exactly_the_required_packages",
+        )
+        for lock, package in (
+            ("service", "botocore"),
+            ("infra-tools", "jsonschema"),
+            ("dev", "werkzeug"),
+            ("otel", "protobuf"),
+            ("test", "iniconfig"),
+            ("localstack", "dill"),
+            ("ministack", "defusedxml"),
+            ("release-tools", "readme-renderer"),
+        )
     ),
     # -- AWS
     Mutation(
@@ -119,115 +80,7 @@ MUTATIONS = [
         "StopTimeout: 30",
         "cloudformation/test_task::test_task_has_enough_time_to_shut_down",
     ),
-    # -- Kubernetes
-    Mutation(
-        f"{BASE}/deployment.yaml",
-        "terminationGracePeriodSeconds: 45",
-        "terminationGracePeriodSeconds: 30",
-        "kubernetes/test_workload::test_pod_has_enough_time_to_shut_down",
-    ),
-    Mutation(
-        f"{BASE}/deployment.yaml",
-        "periodSeconds: 1\n",
-        "periodSecond: 1\n",
-        "kubernetes/test_manifests::test_objects_match_the_kubernetes_schemas",
-    ),
-    Mutation(
-        f"{BASE}/disruption-budget.yaml",
-        "maxUnavailable: 1",
-        "maxUnavailable: 0",
-        "kubernetes/test_workload::test_updates_and_evictions_keep_a_replica_running",
-    ),
-    Mutation(
-        f"{BASE}/ingress.yaml",
-        'proxy-request-buffering: "off"',
-        'proxy-request-buffering: "on"',
-        "kubernetes/test_workload::test_ingress_streams_bundles_of_any_size",
-    ),
-    Mutation(
-        f"{BASE}/kustomization.yaml",
-        "  - network-policy.yaml\n",
-        "",
-        "kubernetes/test_manifests::test_every_file_is_listed_in_a_kustomization",
-    ),
-    Mutation(
-        f"{BASE}/network-policy.yaml",
-        "- port: http",
-        "- port: 80",
-        "kubernetes/test_workload::test_ports_match_the_service_and_each_other",
-    ),
-    Mutation(
-        f"{BASE}/scaling.yaml",
-        "minReplicas: 2",
-        "minReplicas: 1",
-        "kubernetes/test_workload::test_updates_and_evictions_keep_a_replica_running",
-    ),
-    Mutation(
-        f"{BASE}/service-account.yaml",
-        "automountServiceAccountToken: false",
-        "automountServiceAccountToken: true",
-        "kubernetes/test_workload::test_pod_runs_without_privileges",
-    ),
-    Mutation(
-        f"{BASE}/service.yaml",
-        "targetPort: http",
-        "targetPort: 80",
-        "kubernetes/test_workload::test_ports_match_the_service_and_each_other",
-    ),
-    Mutation(
-        f"{BASE}/settings.env",
-        "HISTORY_DRAIN_TIMEOUT=30s",
-        "HISTORY_DRAIN_TIMEOUT=60s",
-        "kubernetes/test_workload::test_pod_has_enough_time_to_shut_down",
-    ),
-    Mutation(
-        "infra/kubernetes/sweeping/cron-job.yaml",
-        "                - sweep\n",
-        "                - serve\n",
-        "kubernetes/test_workload::test_sweep_runs_like_the_service",
-    ),
-    Mutation(
-        "infra/kubernetes/sweeping/kustomization.yaml",
-        "  - cron-job.yaml\n",
-        "",
-        "kubernetes/test_manifests::test_every_file_is_listed_in_a_kustomization",
-    ),
-    Mutation(
-        f"{EXAMPLE}/kustomization.yaml",
-        "namespace: history\n",
-        "namespace: default\n",
-        "kubernetes/test_manifests::test_objects_refer_to_each_other_by_the_right_names",
-    ),
-    Mutation(
-        f"{EXAMPLE}/namespace.yaml",
-        "enforce: restricted",
-        "enforce: baseline",
-        "kubernetes/test_workload::test_pod_runs_without_privileges",
-    ),
-    Mutation(
-        "infra/kubernetes/monitoring/kustomization.yaml",
-        "resources:\n  - service-monitor.yaml\n",
-        "resources: []\n",
-        "kubernetes/test_manifests::test_every_file_is_listed_in_a_kustomization",
-    ),
-    Mutation(
-        "infra/kubernetes/monitoring/service-monitor.yaml",
-        "path: /metrics",
-        "path: /prometheus",
-        "kubernetes/test_workload::test_ports_match_the_service_and_each_other",
-    ),
-    Mutation(
-        "infra/kubernetes/scaling-by-memory/kustomization.yaml",
-        "path: memory.yaml",
-        "path: memory.yml",
-        "kubernetes/test_manifests::test_every_file_is_listed_in_a_kustomization",
-    ),
-    Mutation(
-        "infra/kubernetes/scaling-by-memory/memory.yaml",
-        "name: history_memory_use\n",
-        "name: history_memory_used\n",
-        "kubernetes/test_manifests::test_scaling_uses_the_metric_of_the_adapter",
-    ),
+    *KUBERNETES,
     # -- nginx
     Mutation(
         "infra/nginx/listen.conf",
@@ -252,6 +105,12 @@ MUTATIONS = [
         "history-2:5558 max_fails=3 fail_timeout=1s;",
         "history-2:5558;",
         "nginx/test_retries::test_recovered_replica_gets_requests_soon",
+    ),
+    Mutation(
+        "infra/nginx/upstream-compose.conf",
+        "default history:5558;",
+        "default history-1:5558;",
+        "stack/test_compose_file::test_nginx_service_uses_the_files_in_infra",
     ),
     Mutation(
         NGINX,
@@ -279,9 +138,15 @@ MUTATIONS = [
     ),
     Mutation(
         NGINX,
-        r"|openapi\.json/?)?\z",
-        r"|openapi\.json/?|metrics)?\z",
+        r"|openapi\.json/?)\z",
+        r"|openapi\.json/?|metrics)\z",
         "nginx/test_requests::test_no_path_spelling_reaches_an_internal_endpoint",
+    ),
+    Mutation(
+        NGINX,
+        '"(token)"',
+        '"$request_uri"',
+        "nginx/test_requests::test_upload_tokens_are_not_logged",
     ),
     # -- Prometheus and Grafana
     Mutation(

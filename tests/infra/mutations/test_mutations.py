@@ -14,7 +14,8 @@ from xml.etree.ElementTree import Element, parse
 
 import pytest
 
-from tests.infra.mutations.mutations import MUTATIONS, Mutation
+from tests.infra.mutations.mutation import Mutation
+from tests.infra.mutations.mutations import MUTATIONS
 from tests.support import repository
 from tests.support.repository import ROOT
 from tests.support.services.process import clean_environment
@@ -41,9 +42,9 @@ class Outcome:
 
 
 def run(root: Path, folder: Path, *arguments: str) -> Outcome:
-    """Run pytest in `root`. All files that it writes are in `folder`."""
+    """Run pytest in `root`, also slow tests. All files that it writes are in `folder`."""
     report = folder / "report.xml"
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-m", "soak or not soak"]
     result = subprocess.run(
         [*command, f"--basetemp={folder / 'tmp'}", f"--junit-xml={report}", *arguments],
         cwd=root,
@@ -69,8 +70,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project, to which the mutations are applied."""
     root = tmp_path_factory.mktemp("copy")
     repository.copy(root)
-    for environment in ROOT.glob(".venv-*"):
-        (root / environment.name).symlink_to(environment)
+    for programs in (*ROOT.glob(".venv-*"), *ROOT.glob(".tools")):
+        (root / programs.name).symlink_to(programs)
     return root
 
 

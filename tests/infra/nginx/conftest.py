@@ -11,8 +11,9 @@ import pytest
 from tests.infra.nginx.gateway import Gateway
 from tests.infra.nginx.standalone import TRUSTED, StandaloneNginx, running_standalone
 from tests.infra.stack.deployment import running_stack
-from tests.infra.stack.nginx import find_nginx
+from tests.infra.stack.nginx import find_nginx, listen_on
 from tests.infra.tools import find_or_skip
+from tests.support.key_leaks import LEAK_DETECTOR
 from tests.support.polling import wait_until
 from tests.support.proxy import Proxy
 from tests.support.stores import Store, free_ports
@@ -45,6 +46,7 @@ def gateway(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         ):
             s3 = s3_client(store)
             yield Gateway(stack, http, proxy, s3, bucket, output)
+    LEAK_DETECTOR.search("nginx and replicas", output.read_text())
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +73,6 @@ def standalone(tmp_path: Path) -> Iterator[StandaloneNginx]:
 def behind_proxy(tmp_path: Path) -> Iterator[StandaloneNginx]:
     """Run nginx with one trusted proxy, configured as the README describes."""
     port = free_ports(1)[0]
-    listen = f"listen 127.0.0.1:{port};\nset_real_ip_from {TRUSTED};\n"
+    listen = f"{listen_on(f'127.0.0.1:{port}')}set_real_ip_from {TRUSTED};\n"
     with running_standalone(tmp_path / "output.log", port, listen) as nginx:
         yield nginx

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.infra.stack.nginx import find_nginx, running_nginx
+from tests.infra.stack.nginx import find_nginx, running_nginx, upstream_of
 from tests.infra.tools import find_or_skip
 
 
@@ -52,7 +52,7 @@ def running_standalone(output: Path, port: int, listen: str = "") -> Iterator[St
     ):
         upstream.settimeout(0)
         ports = [upstream.getsockname()[1]] * 2
-        with running_nginx(ports, port=port, listen=listen, output=log) as nginx:
+        with running_nginx(upstream_of(ports), port=port, listen=listen, output=log) as nginx:
             yield StandaloneNginx(nginx.url, upstream, output)
 
 

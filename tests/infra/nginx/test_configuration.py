@@ -11,7 +11,7 @@ from service.http.middleware import RESPONSE_HEADERS
 from service.http.problems import STATUS
 from service.settings import Settings
 from tests.infra.nginx.certificates import make_certificate
-from tests.infra.stack.nginx import NGINX, configure, find_nginx, nginx_command
+from tests.infra.stack.nginx import NGINX, configure, find_nginx, nginx_command, upstream_of
 from tests.infra.tools import find_or_skip
 from tests.support.stores import free_ports
 
@@ -21,13 +21,26 @@ pytestmark = pytest.mark.xdist_group("nginx")
 CONFIGURATION = (NGINX / "nginx.conf").read_text()
 
 
-@pytest.mark.parametrize("listen", ["listen.conf", "listen-tls.conf"])
-def test_nginx_accepts_the_configuration(listen: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("listen", "upstream"),
+    [
+        ("listen.conf", "upstream.conf"),
+        ("listen-tls.conf", "upstream.conf"),
+        ("listen.conf", "upstream-compose.conf"),
+    ],
+)
+def test_nginx_accepts_the_configuration(listen: str, upstream: str, tmp_path: Path) -> None:
     program = find_or_skip(find_nginx)
     make_certificate(tmp_path)
     port = str(free_ports(1)[0])
     listen_lines = re.sub(r"\b(5558|443)\b", port, (NGINX / listen).read_text())
-    configure(tmp_path, re.sub(r"listen \[::\].*", "", listen_lines), free_ports(2))
+    listen_lines = re.sub(r"listen \[::\].*", "", listen_lines)
+    of_compose = upstream == "upstream-compose.conf"
+    configure(
+        tmp_path,
+        listen_lines,
+        (NGINX / upstream).read_text() if of_compose else upstream_of(free_ports(2)),
+    )
     result = subprocess.run(
         [*nginx_command(program, tmp_path), "-t"], capture_output=True, text=True, check=False
     )

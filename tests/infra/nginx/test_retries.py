@@ -16,7 +16,7 @@ import pytest
 from tests.infra.nginx.gateway import Gateway, metric_of
 from tests.infra.nginx.problems import assert_problem
 from tests.infra.nginx.standalone import get_request
-from tests.infra.stack.nginx import find_nginx, running_nginx
+from tests.infra.stack.nginx import find_nginx, running_nginx, upstream_of
 from tests.infra.tools import find_or_skip
 from tests.support.clients.signing import sign
 from tests.support.clients.sockets import connect_to, read_until_closed
@@ -109,7 +109,7 @@ def test_recovered_replica_gets_requests_soon(tmp_path: Path, number: int) -> No
     ports = free_ports(2)
     with (
         (tmp_path / "output.log").open("ab") as log,
-        running_nginx(ports, output=log) as nginx,
+        running_nginx(upstream_of(ports), output=log) as nginx,
         httpx.Client(base_url=nginx.url, trust_env=False) as http,
     ):
         for _ in range(20):

@@ -42,6 +42,12 @@ def test_tls_has_forward_secrecy_and_plain_http_is_refused(tmp_path: Path) -> No
                 assert response.startswith(b"HTTP/1.1 204 ")
                 assert b"\r\nStrict-Transport-Security: max-age=31536000\r\n" in response
                 session = connection.session
+            # nginx's own errors have other headers than the service's responses.
+            with connect(version) as connection:
+                connection.sendall(get_request("/metrics", None, close=True))
+                response = read_until_closed(connection)
+                assert response.startswith(b"HTTP/1.1 404 ")
+                assert b"\r\nStrict-Transport-Security: max-age=31536000\r\n" in response
         # Only TLS 1.2 is checked: with TLS 1.3, a cached session looks like a ticket too.
         assert session is not None
         assert not session.has_ticket

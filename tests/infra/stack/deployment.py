@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from tests.infra.stack.nginx import Nginx, running_nginx
+from tests.infra.stack.nginx import Nginx, running_nginx, upstream_of
 from tests.support.services.replicas import SERVICE_COMMAND, Output, Process, Replica, StackFailed
 from tests.support.stores import Store, free_ports
 
@@ -71,7 +71,7 @@ def running_stack(
         Replica(f"replica {number}", port, environment, output)
         for number, port in enumerate(ports, start=1)
     ]
-    with running_nginx(ports, host=host, port=port, output=output) as nginx:
+    with running_nginx(upstream_of(ports), host=host, port=port, output=output) as nginx:
         running = Stack(nginx, replicas)
         try:
             init_bucket.start()

@@ -32,23 +32,24 @@ class Nginx(Process):
 
 @contextmanager
 def running_nginx(
-    replicas: Sequence[int],
+    upstream: str,
     *,
     host: str = "127.0.0.1",
     port: int = 0,
     listen: str = "",
     output: Output = None,
 ) -> Iterator[Nginx]:
-    """Run nginx in front of these ports of this machine.
+    """Run nginx with this upstream.conf.
 
-    `listen` replaces the listen.conf that is generated from host and port.
+    `listen` replaces listen.conf, which otherwise gets this host and port.
     """
     with tempfile.TemporaryDirectory(prefix="nginx-") as folder:
         # If root starts nginx, its workers run as another user. Let them reach this folder, or the
         # tests could not notice that a worker writes files.
         Path(folder).chmod(0o711)
         port = port or free_ports(1)[0]
-        configure(Path(folder), listen or f"listen {url_host(host)}:{port};\n", replicas)
+        address = f"{url_host(host)}:{port}"
+        configure(Path(folder), listen or listen_on(address), upstream)
         local_host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         nginx = Nginx(f"http://{url_host(local_host)}:{port}", Path(folder), output)
         nginx.start()
@@ -69,13 +70,23 @@ def find_nginx() -> str:
     return program
 
 
-def configure(folder: Path, listen: str, replicas: Sequence[int]) -> None:
-    """Write the configuration to a folder, with other addresses than in Docker Compose."""
-    (folder / "nginx.conf").symlink_to(NGINX / "nginx.conf")
-    (folder / "listen.conf").write_text(listen)
+def listen_on(address: str) -> str:
+    """Return listen.conf with another address than in Docker Compose."""
+    return (NGINX / "listen.conf").read_text().replace("listen 5558;", f"listen {address};")
+
+
+def upstream_of(replicas: Sequence[int]) -> str:
+    """Return upstream.conf with these ports of this machine instead of the names."""
     upstream = (NGINX / "upstream.conf").read_text()
     for number, port in enumerate(replicas, start=1):
         upstream = upstream.replace(f"history-{number}:5558", f"127.0.0.1:{port}")
+    return upstream
+
+
+def configure(folder: Path, listen: str, upstream: str) -> None:
+    """Write the configuration to a folder, with these contents of its two other files."""
+    (folder / "nginx.conf").symlink_to(NGINX / "nginx.conf")
+    (folder / "listen.conf").write_text(listen)
     (folder / "upstream.conf").write_text(upstream)
 
 

@@ -79,13 +79,21 @@ def test_grace_periods_are_long_enough_to_drain(compose: dict[str, Any]) -> None
 
 def test_nginx_service_uses_the_files_in_infra(compose: dict[str, Any]) -> None:
     nginx = compose["services"]["nginx"]
-    assert nginx["ports"] == ["5558:5558"]
-    assert nginx["volumes"] == ["./infra/nginx:/etc/nginx:ro"]
+    assert nginx["ports"] == ["127.0.0.1:5558:5558"]
+    assert nginx["volumes"] == [
+        "./infra/nginx:/etc/nginx:ro",
+        "./infra/nginx/upstream-compose.conf:/etc/nginx/upstream.conf:ro",
+    ]
     assert nginx["entrypoint"][1:] == [
         *nginx_command("nginx", "/tmp")[1:3],
         *["-c", "/etc/nginx/nginx.conf", "-e", "stderr", "-g", "daemon off;"],
     ]
-    assert (NGINX / "listen.conf").read_text().endswith("\nlisten 5558;\n")
-    upstream = (NGINX / "upstream.conf").read_text()
-    replicas = re.findall(r"server (\S+):5558 ", upstream)
-    assert replicas == [name for name in compose["services"] if name.startswith("history-")]
+    assert "\nlisten 5558;\n" in (NGINX / "listen.conf").read_text()
+    upstream = (NGINX / "upstream-compose.conf").read_text()
+    [replicas] = re.findall(r"^    default (\S+):5558;$", upstream, re.MULTILINE)
+    aliases = {
+        name: service["networks"]["default"]["aliases"]
+        for name, service in compose["services"].items()
+        if "networks" in service
+    }
+    assert aliases == {"history-1": [replicas], "history-2": [replicas]}

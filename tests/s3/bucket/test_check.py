@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from service.cli import main
 from service.s3 import retries
-from service.s3.bucket.check import check_bucket
+from service.s3.bucket.check import check_bucket, check_rules
 from service.s3.bucket.findings import Finding
 from service.s3.client import connect
 from service.settings import Settings
@@ -195,6 +195,76 @@ def test_lifecycle_problems_are_reported(store: Store, s3: Any, bucket: str, nam
         assert not findings
     else:
         assert expected in message_of_only(findings, "lifecycle")
+
+
+EARLY = {"Expiration": {"Days": 1}}
+TAG = {"Key": "temporary", "Value": "1"}
+TAGS_NOTE = (
+    "bundles are removed after 8 days; the rule another removes objects with its tags after 1 "
+    "days, so do not add these tags to bundles"
+)
+SIZES_PROBLEM = (
+    "the rule another removes bundles of some sizes after 1 days: it has to keep them for 8 days"
+)
+DATE_PROBLEM = (
+    "the rule another removes bundles from a date on, however new they are: it has to keep them "
+    "for 8 days"
+)
+OTHER_RULES: dict[str, tuple[dict[str, object], str]] = {
+    "delete markers": (
+        {"Filter": {}, "Expiration": {"ExpiredObjectDeleteMarker": True}},
+        "bundles are removed after 8 days",
+    ),
+    "a date": ({"Filter": {}, "Expiration": {"Date": 0}}, DATE_PROBLEM),
+    "a date and another prefix": (
+        {"Filter": {"Prefix": "others/"}, "Expiration": {"Date": 0}},
+        "bundles are removed after 8 days",
+    ),
+    "a date and a tag": (
+        {"Filter": {"Tag": TAG}, "Expiration": {"Date": 0}},
+        "bundles are removed after 8 days",
+    ),
+    "a tag": ({**EARLY, "Filter": {"Tag": TAG}}, TAGS_NOTE),
+    "tags and a prefix": (
+        {**EARLY, "Filter": {"And": {"Prefix": "bundles/", "Tags": [TAG]}}},
+        TAGS_NOTE,
+    ),
+    "tags of other objects": (
+        {**EARLY, "Filter": {"And": {"Prefix": "others/", "Tags": [TAG]}}},
+        "bundles are removed after 8 days",
+    ),
+    "a tag, but not early": ({"Filter": {"Tag": TAG}}, "bundles are removed after 8 days"),
+    "small": ({**EARLY, "Filter": {"ObjectSizeLessThan": 1000}}, SIZES_PROBLEM),
+    "large": (
+        {**EARLY, "Filter": {"And": {"Prefix": "bundles/", "ObjectSizeGreaterThan": 1000}}},
+        SIZES_PROBLEM,
+    ),
+    "a tag and a size": (
+        {**EARLY, "Filter": {"And": {"Tags": [TAG], "ObjectSizeGreaterThan": 1000}}},
+        TAGS_NOTE,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_RULES)
+def test_rule_for_some_objects_beside_the_right_one(name: str) -> None:
+    """Not every store keeps all of these filters, so the rules do not come from a store."""
+    changes, expected = OTHER_RULES[name]
+    rules: Any = [rule(), rule(ID="another", **changes)]
+    for ordered in (rules, rules[::-1]):
+        finding = check_rules(ordered, "bundles/", 7 * 86_400)
+        assert finding.message == expected
+        assert finding.ok == (expected not in {SIZES_PROBLEM, DATE_PROBLEM})
+
+
+@pytest.mark.parametrize("name", OTHER_RULES)
+def test_rule_for_some_objects_does_not_remove_all_bundles(name: str) -> None:
+    changes, _ = OTHER_RULES[name]
+    expiration = {"Expiration": {"Days": 30}} if changes.get("Expiration") == {"Days": 1} else {}
+    rules: Any = [rule(**changes | expiration)]
+    finding = check_rules(rules, "bundles/", 7 * 86_400)
+    assert finding.message == "no rule removes the objects under bundles/"
+    assert not finding.ok
 
 
 def test_missing_public_access_block_is_reported(store: Store, s3: Any, bucket: str) -> None:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from service.cli import main
 from service.s3 import retries
 from service.s3.retries import MAX_ATTEMPTS
-from tests.support.proxy import DropElement, Fault, Proxy, Respond
+from tests.support.proxy import DropElement, Fault, Proxy, ResetRequest, Respond, Truncate
 from tests.support.stores import Store
 from tests.support.stores.access import aws_environment
 
@@ -189,3 +189,36 @@ def test_failing_store_is_blamed_and_not_the_credentials(
     proxy.faults.append(Fault("GetObject", Respond(403, "AccessDenied"), times=1))
     exit_code, output = run("check")
     assert "WRONG s3:GetObject: denied (AccessDenied)\n      → allow it on" in output
+
+
+FAILURES: dict[str, dict[str, Any]] = {
+    "region": {"operation": "HeadBucket", "action": ResetRequest()},
+    "s3:GetObjectTagging": {"operation": "GetObjectTagging", "action": ResetRequest()},
+    "s3:GetObject": {"operation": "GetObject", "action": Truncate(after_bytes=2)},
+    "records": {"operation": "PutObject", "action": ResetRequest(), "after": 1},
+    "lifecycle": {"operation": "GetBucketLifecycleConfiguration", "action": ResetRequest()},
+    "public access": {"operation": "GetPublicAccessBlock", "action": ResetRequest()},
+    "versioning": {"operation": "GetBucketVersioning", "action": ResetRequest()},
+}
+
+
+@pytest.mark.parametrize("subject", FAILURES)
+def test_store_that_stops_responding_is_reported(run: Run, proxy: Proxy, subject: str) -> None:
+    """`check` goes on with what it can still check."""
+    run("init-bucket")
+    proxy.faults.append(Fault(**FAILURES[subject], times=None))
+    exit_code, output = run("check")
+    assert exit_code == 1
+    assert f"WRONG {subject}: the store does not respond (" in output
+    assert "→ check the health of this store and the network" in output
+    assert output.count("WRONG") == 1
+    assert " versioning: " in output
+
+
+def test_broken_response_to_the_first_call_is_reported(run: Run, proxy: Proxy) -> None:
+    run("init-bucket")
+    proxy.faults.append(Fault("ListObjectsV2", Truncate(after_bytes=5), times=None))
+    exit_code, output = run("check")
+    assert exit_code == 1
+    assert "WRONG endpoint: " in output
+    assert "→ check AWS_ENDPOINT_URL_S3 and the network" in output

@@ -160,6 +160,20 @@ def test_sweep_that_fails_half_way_can_be_repeated(
     assert stored.keys() == kept
 
 
+def test_object_without_tags_is_removed_if_the_store_has_an_error_code_for_it(
+    stored: StoredBundles, store: Store
+) -> None:
+    stored = StoredBundles(replace(store, records="tags"), stored.s3)
+    stored.add({})
+    with Proxy(store.endpoint_url) as proxy:
+        proxy.faults.append(Fault("GetObjectTagging", Respond(404, "NoSuchTagSet"), times=None))
+        kept = stored.sweep(endpoint_url=proxy.url)
+        removed = stored.sweep(endpoint_url=proxy.url, clock=lambda: time.time() + 2 * STALE_AFTER)
+    assert kept == Progress(checked=1)
+    assert removed == Progress(checked=1, incomplete=1)
+    assert stored.keys() == set()
+
+
 def test_rate_of_requests_is_limited(stored: StoredBundles) -> None:
     for _ in range(10):
         stored.add_bundle(60)

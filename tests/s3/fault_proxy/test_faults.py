@@ -15,6 +15,7 @@ from tests.support.proxy import (
     Delay,
     DropResponse,
     Fault,
+    Hold,
     Proxy,
     Reset,
     ResetRequest,
@@ -144,6 +145,22 @@ def test_delay_forwards_the_request_later(proxy: Proxy, direct_s3: Any) -> None:
         wait_until(lambda: proxy.open_connections == 1)
     wait_until(lambda: proxy.open_connections == 0)
     assert "put" not in object_keys(direct_s3)
+
+
+def test_hold_forwards_the_request_when_it_is_released(proxy: Proxy, direct_s3: Any) -> None:
+    hold, forever = Hold(), Hold()
+    proxy.faults += [Fault("PutObject", hold), Fault("PutObject", forever, after=1)]
+    with connect_to(proxy.url) as connection:
+        connection.sendall(PUT % 10 + bytes(10))
+        wait_until(lambda: len(proxy.requests) == 1)
+        assert "put" not in object_keys(direct_s3)
+        hold.release.set()
+        assert read_head(connection).startswith(b"HTTP/1.1 200")
+        assert "put" in object_keys(direct_s3)
+    with connect_to(proxy.url) as connection:
+        connection.sendall(PUT % 10 + bytes(10))
+        wait_until(lambda: proxy.open_connections == 1)
+    wait_until(lambda: proxy.open_connections == 0)
 
 
 def test_swallow_drops_the_response(proxy: Proxy, s3: Any, direct_s3: Any) -> None:

@@ -8,7 +8,7 @@ from service.s3.bodies import MAX_RESUMES
 from tests.s3.faults.failures import DENIED, LARGE, SMALL, UNAVAILABLE, operations
 from tests.support.clients.signing import sign
 from tests.support.polling import wait_until
-from tests.support.proxy import AddRange, DropHeader, Fault, Proxy, Reset, Respond, Truncate
+from tests.support.proxy import AddRange, DropHeader, Fault, Hold, Proxy, Reset, Respond, Truncate
 from tests.support.services.thread import Service
 
 pytestmark = pytest.mark.both_records
@@ -175,3 +175,33 @@ def test_reading_from_s3_stops_when_the_client_disconnects(proxied: Service, pro
     [*_, download] = proxy.requests
     assert download.operation == "GetObject"
     assert download.sent < len(bundle) // 2
+
+
+@pytest.mark.only_tags
+def test_object_without_tags_is_no_bundle_and_no_failure_of_s3(
+    proxied: Service, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Some stores have an error code for it."""
+    bundle_id = proxied.upload(SMALL)
+    proxy.faults.append(Fault("GetObjectTagging", Respond(404, "NoSuchTagSet"), times=None))
+    for headers in ({}, {"Range": "bytes=0-9"}):
+        response = proxied.fetch(bundle_id, {**sign(KEY, SMALL), **headers})
+        assert (response.status_code, response.json()["code"]) == (404, "not_found")
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+@pytest.mark.only_tags
+def test_receipt_of_a_deleted_bundle_is_no_failure_of_s3(
+    proxied: Service, proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A DELETE arrives before the receipt of the first download."""
+    proof, hold = sign(KEY, SMALL), Hold()
+    bundle_id = proxied.upload(SMALL, proof["X-HMAC"])
+    proxy.faults.append(Fault("PutObjectTagging", hold))
+    assert proxied.fetch(bundle_id, proof).content == SMALL
+    assert proxied.http.delete(f"/files/{bundle_id}", headers=proof).status_code == 204
+    absent = 'history_s3_request_seconds_count{operation="PutObjectTagging",outcome="absent"}'
+    before = proxied.metrics().get(absent, 0)
+    hold.release.set()
+    wait_until(lambda: proxied.metrics().get(absent, 0) > before)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == []

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.bundles import background
+from service.bundles import background, stream
 from service.s3 import retries
 from tests.s3.faults.failures import (
     DENIED,
@@ -19,6 +19,12 @@ from tests.s3.faults.failures import (
     upload,
 )
 from tests.support.clients.signing import sign
+from tests.support.clients.sockets import (
+    begin_chunked_upload,
+    begin_upload,
+    problem_code,
+    read_until_closed,
+)
 from tests.support.polling import wait_until
 from tests.support.proxy import Delay, DropResponse, Fault, Proxy, Respond
 from tests.support.services.thread import SMALL_PART, Service, StartService
@@ -59,6 +65,35 @@ def test_clients_do_not_notice_a_temporary_fault(
     response = upload(proxied, bundle, hmac=sign(KEY, bundle)["X-HMAC"])
     assert proxied.fetch(response.text, sign(KEY, bundle)).content == bundle
     assert proxy.faults[0].injected == 1
+
+
+@pytest.mark.only_tags
+@pytest.mark.parametrize(
+    ("operation", "after_bytes"), [("PutObject", 2_990_000), ("UploadPart", 1)]
+)
+def test_silent_client_learns_of_a_failure_of_s3_at_once(
+    proxied: Service,
+    proxy: Proxy,
+    monkeypatch: pytest.MonkeyPatch,
+    operation: str,
+    after_bytes: int,
+) -> None:
+    """It does not get 408 after the read timeout.
+
+    The last bytes before the failure of PutObject are sent because the client is silent.
+    """
+    monkeypatch.setattr(stream, "SILENCE", 0.01)
+    denied = Respond(403, "AccessDenied", after_bytes)
+    proxy.faults.append(Fault(operation, denied, times=None))
+    if operation == "PutObject":
+        connection = begin_upload(proxied.url, bytes(3_000_000), 4_000_000)
+    else:
+        connection = begin_chunked_upload(proxied.url, LARGE[: PART + 1000])
+    with connection:
+        response = read_until_closed(connection)
+    assert response.startswith(b"HTTP/1.1 503 ")
+    assert problem_code(response) == b"storage_unavailable"
+    wait_until(lambda: is_bucket_empty(proxied))
 
 
 def test_complete_whose_first_response_is_lost_succeeds(proxied: Service, proxy: Proxy) -> None:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from random import Random, SystemRandom
 from typing import TypeVar
 
-from service.bundles.memory import MAX_REPLAY_SIZE, WINDOW_SIZE
+from service.bundles.buffers import MAX_REPLAY_SIZE
+from service.bundles.memory import WINDOW_SIZE
 from service.s3.retries import MAX_ATTEMPTS
 from tests.support.clients.transfers import (
     Behaviour,

@@ -11,8 +11,10 @@ import h11
 
 from tests.support.proxy.faults import (
     Action,
+    Delay,
     DropResponse,
     DropSilentRequest,
+    Hold,
     PauseRequest,
     Reset,
     Stall,
@@ -92,6 +94,15 @@ async def drop_request(client: Peer, exchange: Exchange, limit: float = math.inf
         exchange.received += len(event.data)
 
 
+async def wait_to_forward(client: Peer, action: Delay | Hold) -> None:
+    waited = False
+    while not (waited if isinstance(action, Delay) else action.release.is_set()):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(action.seconds if isinstance(action, Delay) else 0.02):
+                await client.wait_for_disconnect()
+        waited = True
+
+
 async def read_after_pause(client: Peer, action: PauseRequest) -> None:
     try:
         while not action.resume.is_set():  # noqa: ASYNC110 - another thread sets it
@@ -149,7 +160,7 @@ async def forward_request(
 def _schedule(action: Action | None, sent: int, data: bytes) -> list[tuple[float, bytes]]:
     """Split the next bytes of a body as the action requires. Each chunk has a wait in seconds."""
     match action:
-        case Reset(after) | Truncate(after):
+        case Reset(after) | Truncate(after_bytes=after):
             return [(0, data[: after - sent])]
         case Stall(seconds, after) if sent <= after < sent + len(data):
             return [(0, data[: after - sent]), (seconds, data[after - sent :])]
@@ -198,5 +209,7 @@ async def forward_response(
                     await client.send(h11.Data(chunk))
             case h11.EndOfMessage() if limit == math.inf:
                 await client.send(event)
+    if isinstance(action, Truncate):
+        await asyncio.sleep(action.pause)
     if isinstance(action, Reset):
         raise ConnectionResetError("injected")

@@ -61,9 +61,14 @@ class Reset:
 
 @dataclass(frozen=True)
 class Truncate:
-    """Closes the connection (FIN) after `after_bytes` of the response's body, or at its end."""
+    """Closes the connection (FIN) after `after_bytes` of the response's body, or at its end.
+
+    It is closed after a `pause` in seconds. When it is closed, a client may drop bytes that it has
+    received but not passed on.
+    """
 
     after_bytes: int = 0
+    pause: float = 0
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,13 @@ class Delay:
     """Waits before it forwards the request."""
 
     seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Hold:
+    """Forwards the request when `release` is set, unless its client has disconnected."""
+
+    release: Event = field(default_factory=Event)
 
 
 @dataclass(frozen=True)
@@ -136,6 +148,7 @@ Action = (
     | Stall
     | Throttle
     | Delay
+    | Hold
     | DropResponse
     | DropHeader
     | DropElement

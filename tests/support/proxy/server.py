@@ -7,7 +7,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from threading import Thread
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import h11
 
@@ -20,6 +20,7 @@ from tests.support.proxy.exchange import (
     read_after_pause,
     read_until_cut,
     respond,
+    wait_to_forward,
 )
 from tests.support.proxy.faults import (
     Action,
@@ -28,6 +29,7 @@ from tests.support.proxy.faults import (
     DropElement,
     DropHeader,
     Fault,
+    Hold,
     KeepCutBody,
     PauseRequest,
     ResetRequest,
@@ -130,7 +132,8 @@ class Proxy:
         method, target = request.method.decode(), request.target.decode()
         headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
         exchange = Exchange(operation_name(method, target, headers), method, target, headers)
-        (self.probes if "/probe-" in target else self.requests).append(exchange)
+        is_probe = "/probe-" in unquote(target)
+        (self.probes if is_probe else self.requests).append(exchange)
         action = self._next_action(exchange.operation)
         match action:
             case Respond(status, code, after_bytes):
@@ -141,10 +144,8 @@ class Proxy:
             case ResetRequest(after):
                 await drop_request(client, exchange, after)
                 raise ConnectionResetError("injected")
-            case Delay(seconds):
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(seconds):
-                        await client.wait_for_disconnect()
+            case Delay() | Hold():
+                await wait_to_forward(client, action)
                 await self._relay(request, client, exchange, None)
             case DropHeader() | AddRange():
                 await self._relay(_changed(request, action), client, exchange, None)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 from tests.support import stores
@@ -31,9 +32,15 @@ class Process:
     """A process that ends together with this process, and can be started again."""
 
     def __init__(
-        self, name: str, command: Sequence[object], environment: Mapping[str, str], output: Output
+        self,
+        name: str,
+        command: Sequence[object],
+        environment: Mapping[str, str],
+        output: Output,
+        folder: Path = ROOT,
     ) -> None:
         self.name = name
+        self.folder = folder
         self._command = list(map(str, command))
         self._environment = environment
         self._output = output
@@ -45,7 +52,7 @@ class Process:
             # The signal ends the process even if this process gets SIGKILL. It is SIGTERM, so
             # that nginx ends its workers too.
             [*parent_death_signal("TERM"), *self._command],
-            cwd=ROOT,
+            cwd=self.folder,
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=self.stdout,
@@ -93,13 +100,21 @@ class Process:
 
 
 class Replica(Process):
-    """The service on a port that stays the same when it is started again."""
+    """The service on a port that stays the same when it is started again.
+
+    `folder` holds the package `service` that runs.
+    """
 
     def __init__(
-        self, name: str, port: int, environment: Mapping[str, str], output: Output
+        self,
+        name: str,
+        port: int,
+        environment: Mapping[str, str],
+        output: Output,
+        folder: Path = ROOT,
     ) -> None:
         variables = {"HISTORY_HOST": "127.0.0.1", "HISTORY_PORT": str(port)}
-        super().__init__(name, SERVICE_COMMAND, {**environment, **variables}, output)
+        super().__init__(name, SERVICE_COMMAND, {**environment, **variables}, output, folder)
         self.stdout = subprocess.DEVNULL  # Its banner names a URL that bypasses nginx.
         self.port = port
         self.url = f"http://127.0.0.1:{port}"

@@ -5,13 +5,14 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from service.bundles.memory import Memory
+from service.bundles.memory import MAX_CHUNK, MIN_CHUNK, Memory
 from service.errors import UploadTimeout
 from service.http import routes
 from service.http.slow_clients import (
@@ -22,6 +23,9 @@ from service.http.slow_clients import (
     SLOW_RATE,
     ClientRate,
 )
+from tests.bundles.simulated_loop import simulate
+
+KIB = 1024
 
 Receive = Callable[[], Coroutine[Any, Any, Message]]
 
@@ -60,9 +64,9 @@ def test_short_timeout_limits_even_the_first_wait() -> None:
         ([(SLOW_AFTER + 1, 0)], MAX_READ_DELAY),
         ([(SLOW_AFTER + 1, 1)], MAX_READ_DELAY),
         ([(10, 10 * SLOW_RATE)], 0),
-        ([(10, 10 * SLOW_RATE - 1)], 0.125),
-        ([(8, 8 * 64 * 1024), (2, 2 * 64 * 1024)], 0.5),
-        ([(20, 20 * 20 * 1024)], 1.6),
+        ([(10, 10 * SLOW_RATE - 1)], 0.109),
+        ([(8, 8 * 64 * 1024), (2, 2 * 64 * 1024)], 0.4375),
+        ([(20, 20 * 20 * 1024)], 1.4),
         ([(8, 10 * 20 * 1024), (2, 0)], 1.25),  # Half of the time left.
         ([(29, 1)], 0),
         ([(10, SLOW_RATE), (1, 10 * SLOW_RATE)], 0),
@@ -75,6 +79,72 @@ def test_read_delay_depends_on_the_average_rate(
     for seconds, transferred in waits:
         rate.record(seconds, transferred)
     assert rate.read_delay == pytest.approx(delay, abs=0.001)
+
+
+def test_read_delay_is_halved_after_each_full_read() -> None:
+    rate = ClientRate(30)
+    rate.record(20, 20 * 20 * 1024)
+    delays = [rate.read_delay]
+    for _ in range(5_000):
+        rate.record(0, MIN_CHUNK, MIN_CHUNK)
+        delays.append(rate.read_delay)
+    assert delays[1] < 0.6 * delays[0]
+    assert delays[2] < 0.6 * delays[1]
+    assert delays[-1] == 0, "the client is not slow any more"
+
+
+@pytest.mark.parametrize("chunk_size", [MIN_CHUNK, 2 * MIN_CHUNK, MAX_CHUNK])
+@pytest.mark.parametrize("sent_per_second", [20 * KIB, 100 * KIB, 250 * KIB])
+def test_slow_client_is_read_as_fast_as_it_sends(
+    monkeypatch: pytest.MonkeyPatch, chunk_size: int, sent_per_second: int
+) -> None:
+    size = 60 * sent_per_second
+    seconds = upload_seconds(monkeypatch, size, chunk_size, sent_per_second, first_pause=0)
+    assert seconds == pytest.approx(60, rel=0.05)
+
+
+@pytest.mark.parametrize("chunk_size", [MIN_CHUNK, 2 * MIN_CHUNK, MAX_CHUNK])
+def test_client_that_has_paused_is_read_on_and_gets_faster(
+    monkeypatch: pytest.MonkeyPatch, chunk_size: int
+) -> None:
+    """After its pause, it has to send 16 KiB/s on average within 4 seconds."""
+    seconds = upload_seconds(monkeypatch, 60 * 250 * KIB, chunk_size, 250 * KIB, first_pause=6)
+    assert seconds < 2 * 60
+
+
+def upload_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+    size: int,
+    chunk_size: int,
+    sent_per_second: int,
+    first_pause: float,
+) -> float:
+    """Return how long an upload takes with reads of up to `chunk_size` bytes. No time passes.
+
+    The kernel holds up to 64 KiB of what the client has sent. Each read takes 10 ms.
+    """
+
+    async def test() -> float:
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(routes, "time", SimpleNamespace(monotonic=loop.time))
+        memory = new_memory()
+        monkeypatch.setattr(memory, "chunk_size", lambda: chunk_size)
+        arrived, received, arrived_at = 0.0, 0, first_pause
+
+        async def receive() -> Message:
+            nonlocal arrived, received, arrived_at
+            await asyncio.sleep(max(0.01, first_pause - loop.time()))
+            arrived += (loop.time() - arrived_at) * sent_per_second
+            arrived, arrived_at = min(arrived, received + 64 * KIB, size), loop.time()
+            chunk = bytes(min(int(arrived) - received, chunk_size))
+            received += len(chunk)
+            return {"type": "http.request", "body": chunk, "more_body": received < size}
+
+        async for _ in body(receive, 30, memory):
+            pass
+        return loop.time()
+
+    return simulate(test())
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:

@@ -1,7 +1,11 @@
-"""The container image: the files it copies, its build steps, and how it runs and stops."""
+"""The Dockerfile: the files it copies, its build steps, and how the service runs and stops.
+
+These tests need no engine. Those in test_image.py do.
+"""
 
 import json
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -13,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from service import __version__
 from service.bundles.background import CLOSE_TIMEOUT
 from service.settings import Settings
 from tests.support.polling import wait_until
@@ -30,13 +35,32 @@ def dockerfile() -> str:
 def test_image_copies_existing_files_that_dockerignore_allows(dockerfile: str) -> None:
     sources = re.findall(r"^COPY (?!--from)(\S+) ", dockerfile, flags=re.MULTILINE)
     ignored = (ROOT / ".dockerignore").read_text().splitlines()
-    assert sources == ["requirements/service.txt", "service"]
-    for source in sources:
+    locks = "requirements/${REQUIREMENTS}.txt"
+    assert sources == [locks, "requirements/dev.txt", "service", "service"]
+    assert "\nARG REQUIREMENTS=service\n" in dockerfile
+    for lock in ("service", "otel"):
+        sources.append(locks.replace("${REQUIREMENTS}", lock))
+    for source in sources[1:]:
         assert (ROOT / source).exists()
         assert f"!{source}" in ignored
     assert re.search(r"^USER [1-9]", dockerfile, flags=re.MULTILINE)
-    assert "pip install --no-cache-dir --no-deps --require-hashes -r /tmp/service.txt" in dockerfile
+    assert "install --no-cache-dir --no-deps --require-hashes -r /tmp/service.txt" in dockerfile
     assert 'ENTRYPOINT ["/opt/venv/bin/python", "-m", "service"]' in dockerfile
+
+
+def test_default_image_has_no_embedded_store_and_the_version_of_the_service(
+    dockerfile: str,
+) -> None:
+    *_, default = dockerfile.split("\nFROM ")
+    assert re.findall("^COPY --from=(\\S+)", default, re.MULTILINE) == ["dependencies"]
+    assert f"\nARG VERSION={__version__}\n" in dockerfile
+    assert 'org.opencontainers.image.version="${VERSION}"' in dockerfile
+
+
+def test_documented_targets_exist(dockerfile: str) -> None:
+    page = (ROOT / "infra" / "README.md").read_text()
+    targets = re.findall(r"^docker build -f infra/Dockerfile --target (\S+) ", page, re.MULTILINE)
+    assert {*targets} == {*re.findall(r"^FROM .* AS (dev)$", dockerfile, re.MULTILINE)} == {"dev"}
 
 
 def test_image_gives_the_service_time_for_a_graceful_shutdown(dockerfile: str) -> None:
@@ -55,11 +79,11 @@ def test_image_build_steps_work_and_the_service_writes_no_files(
 ) -> None:
     """Run the steps with a virtual environment for /opt/venv and a temporary folder for /app."""
     venv, app = tmp_path / "venv", tmp_path / "app"
-    lock = str(ROOT / "requirements" / "service.txt")
+    locks = str(ROOT / "requirements")
     steps = re.findall(r"^(?:RUN| &&) (.*?)(?: \\)?$", dockerfile, re.MULTILINE)
     for step in steps:
-        local_step = step.replace("/opt/venv", str(venv)).replace("/tmp/service.txt", lock)
-        command = [sys.executable if word == "python" else word for word in local_step.split()]
+        local_step = step.replace("/tmp/", f"{locks}/").replace("/opt/venv", str(venv))
+        command = [sys.executable if word == "python" else word for word in shlex.split(local_step)]
         subprocess.run(command, check=True, timeout=300)
     shutil.copytree(ROOT / "service", app / "service", ignore=shutil.ignore_patterns("__pycache__"))
     before = sorted(app.rglob("*"))

@@ -1,18 +1,28 @@
 """Graceful shutdown: after SIGTERM, a replica completes its requests and then ends."""
 
 import asyncio
+import errno
+import os
 import signal
 import socket
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from subprocess import Popen
 from typing import Any
 
 import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
+from service.bundles.memory import Memory
+from service.drain import Drain
 from service.http.server import server
+from service.http.server.listener import listen
 from tests.support.clients import load
 from tests.support.clients.signing import sign
 from tests.support.clients.sockets import (
@@ -157,13 +167,18 @@ def test_upload_that_exceeds_the_drain_timeout_gets_503_and_is_removed(
     assert not replica.all_keys()
 
 
-@settings(drain_delay="60s")
-def test_second_signal_ends_the_process_at_once(replica: Replica) -> None:
-    with replica.begin_upload(), time_limit(5):
-        replica.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: replica.get("/readyz").status_code == 503)
-        replica.process.send_signal(signal.SIGTERM)
-        assert replica.process.wait(5) == 0
+def test_second_signal_ends_the_process_at_once_and_logs_no_error(
+    store: Store, s3: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bucket, delay = new_bucket(s3), {"HISTORY_DRAIN_DELAY": "60s"}
+    with service_process_for(store, bucket, **COVERAGE_VARIABLES, **delay) as (url, process):
+        replica = Replica(url, process, bucket, s3)
+        with replica.begin_upload(), time_limit(5):
+            process.send_signal(signal.SIGTERM)
+            wait_until(lambda: replica.get("/readyz").status_code == 503)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(5) == 0
+    assert not capsys.readouterr().err
 
 
 @settings(drain_delay="0s", drain_timeout="60s")
@@ -225,3 +240,49 @@ async def shut_down_during_transfers(replica: Replica) -> tuple[list[load.Respon
     assert not any(task.done() for task in running)
     rounds = len(responses) // 2
     return [*responses, *await asyncio.gather(*running)], rounds
+
+
+@pytest.mark.parametrize("failure", [errno.EMFILE, errno.ECONNABORTED])
+def test_shutdown_completes_although_no_more_connections_can_be_accepted(failure: int) -> None:
+    """The request responds after the attempt to accept them."""
+    started, responding, attempted = threading.Event(), threading.Event(), asyncio.Event()
+    steps = list[str]()
+
+    class FullListener(socket.socket):
+        def accept(self) -> tuple[socket.socket, Any]:
+            attempted.set()
+            raise OSError(failure, os.strerror(failure))
+
+    async def respond(_: Request) -> PlainTextResponse:
+        responding.set()
+        await attempted.wait()
+        steps.append("response")
+        return PlainTextResponse("complete")
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[dict[str, Any]]:
+        yield {"memory": Memory(2 * SMALL_PART, part_size=SMALL_PART, timeout=1)}
+        steps.append("end of the lifespan")
+
+    with FullListener(fileno=listen("127.0.0.1", 0).detach()) as listener:
+        full_server = server.Server(
+            Starlette(routes=[Route("/", respond)], lifespan=lifespan),
+            listener,
+            Drain(),
+            drain_delay=1,
+            drain_timeout=10,
+            read_timeout=10,
+            ready=started.set,
+        )
+        thread = threading.Thread(target=full_server.run, daemon=True)
+        thread.start()
+        assert started.wait(20)
+        with connect_to(f"http://127.0.0.1:{listener.getsockname()[1]}") as connection:
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert responding.wait(20)
+            full_server.should_exit = True
+            response = read_until_closed(connection)
+        thread.join(30)
+    assert not thread.is_alive()
+    assert response.endswith(b"complete")
+    assert steps == ["response", "end of the lifespan"]

@@ -1,0 +1,1 @@
+"""Tests of `service.http.auth`: upload tokens and JWTs."""

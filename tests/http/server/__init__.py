@@ -1,0 +1,1 @@
+"""Tests of `service.http.server`: connections, their limits, and the graceful shutdown."""
