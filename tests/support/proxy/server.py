@@ -1,8 +1,10 @@
 """The proxy server: accepts connections and applies the faults to their requests."""
 
 import asyncio
+import math
 import re
 import socket
+from collections import Counter
 from collections.abc import Coroutine
 from contextlib import suppress
 from threading import Thread
@@ -43,10 +45,12 @@ class Proxy:
 
     `probes` are the requests for probe objects, with which the service tries what the store keeps.
     `requests` are all others. `receive_buffer` is the size of the kernel's receive buffers, by
-    default the system's.
+    default the system's. No object meets more than `max_faults` faults.
     """
 
     def __init__(self, upstream_url: str, *, receive_buffer: int | None = None) -> None:
+        self.max_faults = math.inf
+        self._faults_met: Counter[str] = Counter()
         self._receive_buffer = receive_buffer
         upstream = urlsplit(upstream_url)
         self._upstream = upstream.hostname, upstream.port or 80
@@ -134,7 +138,7 @@ class Proxy:
         exchange = Exchange(operation_name(method, target, headers), method, target, headers)
         is_probe = "/probe-" in unquote(target)
         (self.probes if is_probe else self.requests).append(exchange)
-        action = self._next_action(exchange.operation)
+        action = self._next_action(exchange)
         match action:
             case Respond(status, code, after_bytes):
                 await drop_request(client, exchange, after_bytes)
@@ -163,10 +167,12 @@ class Proxy:
                 await self._relay(request, client, exchange, action)
         return client.h11.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}
 
-    def _next_action(self, operation: str) -> Action | None:
-        due = [fault for fault in list(self.faults) if fault.count(operation)]
-        if not due:
+    def _next_action(self, exchange: Exchange) -> Action | None:
+        path = urlsplit(exchange.target).path
+        due = [fault for fault in list(self.faults) if fault.count(exchange.operation)]
+        if not due or self._faults_met[path] >= self.max_faults:
             return None
+        self._faults_met[path] += 1
         due[0].injected += 1
         return due[0].action
 
