@@ -22,8 +22,9 @@ The rules:
    buffers leave that much free. So at least one upload can complete its part and release it.
 6. Buffers leave a quarter of the windows free, so that new transfers can start.
 7. A transfer holds up to four chunks. While there are few transfers, they use large chunks, which
-   take less CPU time. Transfers that wait for a slow client have small chunks and do not count.
-   Together, chunks take at most 1.5 times the memory for windows.
+   take less CPU time. Transfers that wait for a slow client and hold small chunks, which their
+   windows cover, do not count. The chunks of the others take less than half of the memory for
+   windows, or twice all of it if each transfer starts after those before have stopped to read.
 """
 
 import asyncio
@@ -112,9 +113,8 @@ class Memory:
 
     def chunk_size(self) -> int:
         """Return how many bytes a transfer should read at once, at most."""
-        transfers = max(self.windows.in_use // WINDOW_SIZE, 1)
-        share = max(transfers, 8 * (transfers - self.slow_transfers))
-        return min(max(self.windows.total // share, MIN_CHUNK), MAX_CHUNK)
+        fast = max(self.windows.in_use // WINDOW_SIZE - self.slow_transfers, 1)
+        return min(max(self.windows.total // (10 * fast), MIN_CHUNK), MAX_CHUNK)
 
     def part(self) -> PartBuffer:
         """Start a part of an upload of unknown length."""

@@ -255,11 +255,12 @@ async def _body(request: Request[State]) -> AsyncGenerator[bytes, None]:
         try:
             with timing.measure("client"):
                 if delay := rate.read_delay:
-                    memory.slow_transfers += 1
+                    slow = rate.reads_little
+                    memory.slow_transfers += slow
                     try:
                         await asyncio.sleep(delay)
                     finally:
-                        memory.slow_transfers -= 1
+                        memory.slow_transfers -= slow
                 async with asyncio.timeout(rate.time_left - delay):
                     message = await request.receive()
         except TimeoutError as error:

@@ -29,6 +29,9 @@ thousand slow clients would need more than one processor: a chunk takes 0.2 ms, 
 MAX_READ_DELAY = 2.0
 """Seconds after which a slow client is read again in any case."""
 
+SMALL_READ = 64 * 1024
+"""Bytes. An upload holds its last two reads, which its window covers if they are no larger."""
+
 MAX_HALVINGS = 10
 """How often the delay before a read is halved at most."""
 
@@ -47,6 +50,7 @@ class ClientRate:
         self._waited = self._idle = 0.0
         self._transferred = 0
         self._full_reads = 0  # one after the other
+        self._last_reads = 0, 0
 
     def record(self, seconds: float, transferred: int, limit: float = math.inf) -> None:
         """Record a wait of `seconds`, in which `transferred` bytes were sent or received.
@@ -58,6 +62,7 @@ class ClientRate:
         self._idle = 0.0 if transferred else self._idle + seconds
         full = 8 * transferred >= 7 * limit
         self._full_reads = min(self._full_reads + 1, MAX_HALVINGS) if full else 0
+        self._last_reads = self._last_reads[1], transferred
 
     @property
     def read_delay(self) -> float:
@@ -72,6 +77,11 @@ class ClientRate:
         expected = EXPECTED_READ * self._waited / max(self._transferred, 1)
         delay = min(MAX_READ_DELAY, expected) / (1 << self._full_reads)
         return max(min(delay, self.time_left / 2), 0)
+
+    @property
+    def reads_little(self) -> bool:
+        """Whether the last two reads were small. A slow client may also send large bursts."""
+        return max(self._last_reads) <= SMALL_READ
 
     @property
     def time_left(self) -> float:

@@ -21,6 +21,7 @@ from service.http.slow_clients import (
     MIN_RATE,
     SLOW_AFTER,
     SLOW_RATE,
+    SMALL_READ,
     ClientRate,
 )
 from tests.bundles.simulated_loop import simulate
@@ -222,16 +223,24 @@ def test_slow_upload_times_out_although_bytes_arrive() -> None:
         run(test(monkeypatch))
 
 
-def test_slow_client_is_read_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is received during the delay between two reads, so the kernel holds what arrives."""
+@pytest.mark.parametrize(("size", "counts"), [(1, {0, 1}), (SMALL_READ + 1, {0})])
+def test_slow_client_is_read_less_often(
+    monkeypatch: pytest.MonkeyPatch, size: int, counts: set[int]
+) -> None:
+    """Nothing is received during the delay between two reads, so the kernel holds what arrives.
+
+    While its upload holds large chunks, the client does not count as slow.
+    """
     delay, reads, memory, slow_uploads = 0.2, list[float](), new_memory(), set[int]()
     monkeypatch.setattr("service.http.slow_clients.SLOW_AFTER", 0.1)
+    monkeypatch.setattr("service.http.slow_clients.SLOW_RATE", 1 << 30)
+    monkeypatch.setattr("service.http.slow_clients.EXPECTED_READ", 1 << 40)
     monkeypatch.setattr("service.http.slow_clients.MAX_READ_DELAY", delay)
 
     async def receive() -> Message:
         reads.append(time.monotonic())
         await asyncio.sleep(0.01)
-        return {"type": "http.request", "body": b"x", "more_body": len(reads) < 15}
+        return {"type": "http.request", "body": bytes(size), "more_body": len(reads) < 15}
 
     async def watch() -> None:
         while True:
@@ -240,9 +249,9 @@ def test_slow_client_is_read_less_often(monkeypatch: pytest.MonkeyPatch) -> None
 
     async def test() -> None:
         watching = asyncio.create_task(watch())
-        assert b"".join([chunk async for chunk in body(receive, 30, memory)]) == b"x" * 15
+        assert [chunk async for chunk in body(receive, 30, memory)] == [bytes(size)] * 15
         watching.cancel()
-        assert (slow_uploads, memory.slow_transfers) == ({0, 1}, 0)
+        assert (slow_uploads, memory.slow_transfers) == (counts, 0)
         gaps = [later - earlier for earlier, later in pairwise(reads)]
         assert gaps[0] < delay <= min(gaps[-4:])
 
