@@ -28,9 +28,9 @@ from service.http.server import open_files
 from service.s3.calls import S3Calls
 from service.s3.client import connect
 from service.s3.storage import S3Storage
-from service.settings import Settings
-from service.telemetry import tracing
+from service.settings import Settings, aws_region
 from service.telemetry.metrics import Metrics
+from service.telemetry.tracing import Tracer
 
 
 @asynccontextmanager
@@ -51,16 +51,19 @@ async def open_authorizer(settings: Settings) -> AsyncIterator[Authorizer]:
 
 
 def create_app(
-    settings: Settings, *, drain: Drain | None = None, clock: Callable[[], float] = time.time
+    settings: Settings,
+    *,
+    drain: Drain | None = None,
+    tracer: Tracer | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> ASGIApp:
     """Build the application. Its lifespan opens and closes the one S3 client.
 
-    The server sets `drain` during shutdown. `clock` returns Unix seconds. Raises `SettingsError` if
-    traces cannot be exported as OpenTelemetry's variables say.
+    The server sets `drain` during shutdown. With a `tracer`, requests have spans, and the end of
+    the lifespan closes it. `clock` returns Unix seconds.
     """
     drain = drain or Drain()
     metrics = Metrics()
-    tracer = tracing.open_tracer()
     openapi = about.openapi_document(
         retention=settings.retention, require_hmac=settings.require_hmac
     )
@@ -79,7 +82,7 @@ def create_app(
         async with (
             open_authorizer(settings) as authorizer,
             connect(
-                settings.region,
+                aws_region(),
                 connections=connections,
                 memory=memory,
                 metrics=metrics,
@@ -109,20 +112,19 @@ def create_app(
             readiness = Readiness(storage.probe, drain)
             with suppress(StorageUnavailable):  # The problem is logged, and may be temporary.
                 await readiness.check()
-            try:
-                yield State(
-                    bundles=bundles,
-                    authorizer=authorizer,
-                    memory=memory,
-                    readiness=readiness,
-                    metrics=metrics,
-                    read_timeout=settings.read_timeout,
-                    openapi=openapi,
-                )
-            finally:
-                await asyncio.gather(bundles.close(), storage.close())
-                if tracer is not None:
-                    await asyncio.to_thread(tracer.close)
+            yield State(
+                bundles=bundles,
+                authorizer=authorizer,
+                memory=memory,
+                readiness=readiness,
+                metrics=metrics,
+                read_timeout=settings.read_timeout,
+                openapi=openapi,
+            )
+            # Not if the lifespan is cancelled: a second signal ends the process at once.
+            await asyncio.gather(bundles.close(), storage.close())
+            if tracer is not None:
+                await asyncio.to_thread(tracer.close)
 
     app = Starlette(routes=ROUTES, exception_handlers=EXCEPTION_HANDLERS, lifespan=lifespan)
     app.router.redirect_slashes = False

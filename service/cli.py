@@ -1,8 +1,7 @@
 """The commands `serve`, `init-bucket`, `check`, `token` and `sweep`.
 
-`__main__` and the installed script run them.
-
-They exit with 1 after a failure, and with 2 if an argument or a setting is wrong.
+`__main__` and the installed script run them. They exit with 1 after a failure, and with 2 if an
+argument or a setting is wrong.
 """
 
 import asyncio
@@ -12,7 +11,7 @@ import gc
 import json
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
 import click
@@ -30,7 +29,7 @@ from service.s3.bucket import check, initialization
 from service.s3.bucket.findings import Finding
 from service.s3.bucket.sweep import CONCURRENCY, Sweep
 from service.s3.client import connect
-from service.telemetry import logs
+from service.telemetry import logs, tracing
 
 BANNER = """
   message-history-server {version} on {url}
@@ -79,13 +78,13 @@ def serve(*, dev: bool = False) -> None:
     """Run the service until SIGTERM or Ctrl-C."""
     if dev:
         devstore.isolate()
-    with _report_settings_errors():
-        config = settings.load(**(devstore.SETTINGS if dev else {}))
-        asyncio.run(_check_aws_settings(config))
-    logs.configure(config.log_format, config.log_level)
+    with _report_settings_errors() as step:
+        with step():
+            config = _load_settings(**(devstore.SETTINGS if dev else {}))
+        with step():
+            tracer = tracing.open_tracer()
     drain = Drain()
-    with _report_settings_errors():
-        app = create_app(config, drain=drain)
+    app = create_app(config, drain=drain, tracer=tracer)
     with ExitStack() as stack:
         try:
             listener = stack.enter_context(listen(config.host, config.port))
@@ -120,9 +119,8 @@ def init_bucket() -> None:
     Safe to repeat. Settings that the store does not offer are reported and skipped.
     """
     with _report_settings_errors():
-        config = settings.load()
-        logs.configure(config.log_format, config.log_level)
-        asyncio.run(_initialize_bucket(config))
+        config = _load_settings()
+    asyncio.run(_initialize_bucket(config))
 
 
 @main.command("check")
@@ -134,9 +132,8 @@ def check_bucket(*, as_json: bool) -> None:
     again), lifecycle, public access and versioning. Changes nothing.
     """
     with _report_settings_errors():
-        config = settings.load()
-        logs.configure(config.log_format, config.log_level)
-        findings = asyncio.run(_check_bucket(config, print_findings=not as_json))
+        config = _load_settings()
+    findings = asyncio.run(_check_bucket(config, print_findings=not as_json))
     if as_json:
         lines = [{"ok": finding.ok, **dataclasses.asdict(finding)} for finding in findings]
         click.echo(json.dumps(lines, indent=2))
@@ -179,9 +176,8 @@ def sweep_bucket(*, dry_run: bool, rate: float) -> None:
     several times at once.
     """
     with _report_settings_errors():
-        config = settings.load()
-        logs.configure(config.log_format, config.log_level)
-        asyncio.run(_sweep(config, rate=rate, dry_run=dry_run))
+        config = _load_settings()
+    asyncio.run(_sweep(config, rate=rate, dry_run=dry_run))
 
 
 def _tune_garbage_collection() -> None:
@@ -211,7 +207,7 @@ def _keep_freed_memory(size: int) -> None:
 
 async def _check_bucket(config: settings.Settings, *, print_findings: bool) -> list[Finding]:
     findings = []
-    async with connect(config.region) as client:
+    async with connect(settings.aws_region()) as client:
         async for finding in check.check_bucket(
             client,
             bucket=config.bucket,
@@ -231,7 +227,7 @@ async def _check_bucket(config: settings.Settings, *, print_findings: bool) -> l
 async def _sweep(config: settings.Settings, *, rate: float, dry_run: bool) -> None:
     """Sweep once. On a terminal, the progress is one line that changes."""
     on_terminal = sys.stderr.isatty()
-    async with connect(config.region, connections=CONCURRENCY) as client:
+    async with connect(settings.aws_region(), connections=CONCURRENCY) as client:
         sweep = Sweep(
             client,
             bucket=config.bucket,
@@ -252,7 +248,7 @@ async def _sweep(config: settings.Settings, *, rate: float, dry_run: bool) -> No
 
 
 async def _initialize_bucket(config: settings.Settings) -> None:
-    async with connect(config.region) as client:
+    async with connect(settings.aws_region()) as client:
         try:
             async for line in initialization.initialize(
                 client,
@@ -275,17 +271,48 @@ def _dev_store() -> AbstractContextManager[None]:
         ) from error
 
 
-async def _check_aws_settings(config: settings.Settings) -> None:
-    """Let botocore read its configuration. Raises `SettingsError` if that is wrong."""
-    async with connect(config.region):
-        pass
+def _load_settings(**defaults: str) -> settings.Settings:
+    """Read all settings and configure the log. Raises `SettingsError`, which lists every mistake.
+
+    botocore reads AWS's settings when a client is opened.
+    """
+
+    async def open_client() -> None:
+        async with connect(settings.aws_region()):
+            pass
+
+    with _collected_mistakes() as step:
+        with step():
+            config = settings.load(**defaults)
+        with step():
+            asyncio.run(open_client())
+    logs.configure(config.log_format, config.log_level)
+    return config
 
 
 @contextmanager
-def _report_settings_errors() -> Iterator[None]:
+def _collected_mistakes() -> Iterator[Callable[[], AbstractContextManager[None]]]:
+    """Yield a context for each step. Raise one `SettingsError` with the mistakes of all steps."""
+    mistakes: list[str] = []
+
+    @contextmanager
+    def step() -> Iterator[None]:
+        try:
+            yield
+        except SettingsError as error:
+            mistakes.extend(error.mistakes)
+
+    yield step
+    if mistakes:
+        raise SettingsError(mistakes)
+
+
+@contextmanager
+def _report_settings_errors() -> Iterator[Callable[[], AbstractContextManager[None]]]:
     """If settings are wrong, print every mistake and exit with code 2."""
     try:
-        yield
+        with _collected_mistakes() as step:
+            yield step
     except SettingsError as error:
         for mistake in error.mistakes:
             click.echo(f"Error: {mistake}", err=True)

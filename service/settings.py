@@ -5,10 +5,12 @@ No other module reads them. botocore itself reads AWS's variables (AWS_PROFILE, 
 so it is read here and passed on.
 """
 
+import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
@@ -227,50 +229,41 @@ class Settings(BaseSettings):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = (
         "info"
     )
-    aws_region: str | None = Field(default=None, validation_alias="AWS_REGION")
 
     @model_validator(mode="after")
-    def _max_size_fits_parts(self) -> Self:
+    def _values_fit_together(self) -> Self:
+        if mistakes := list(self._contradictions()):
+            raise ValueError("\n".join(mistakes))
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
         if self.max_bundle_size > MAX_PARTS * self.part_size:
-            raise ValueError(
+            yield (
                 f"HISTORY_PART_SIZE: should be at least {-(-self.max_bundle_size // MAX_PARTS)}B "
                 f"for this HISTORY_MAX_BUNDLE_SIZE, because S3 allows {MAX_PARTS} parts"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _budget_holds_two_parts(self) -> Self:
         if self.memory_budget < 2 * self.part_size:
-            raise ValueError(
-                f"HISTORY_MEMORY_BUDGET: should be at least two parts of HISTORY_PART_SIZE, "
+            yield (
+                "HISTORY_MEMORY_BUDGET: should be at least two parts of HISTORY_PART_SIZE, "
                 f"{2 * self.part_size}B"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _jwt_settings_are_complete(self) -> Self:
-        given = [self.jwt_jwks_url, self.jwt_issuer, self.jwt_audience]
-        if any(given) and not all(given):
-            raise ValueError(
+        jwt = [self.jwt_jwks_url, self.jwt_issuer, self.jwt_audience]
+        if any(jwt) and not all(jwt):
+            yield (
                 "HISTORY_JWT_JWKS_URL: should be set together with HISTORY_JWT_ISSUER and "
                 "HISTORY_JWT_AUDIENCE, all three or none"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _largest_bundle_is_within_the_upload_limits(self) -> Self:
-        limit = self.upload_limits.get("bytes-per-hour")
-        if limit is not None and limit < self.max_bundle_size:
-            raise ValueError(
+        bytes_per_hour = self.upload_limits.get("bytes-per-hour", math.inf)
+        if bytes_per_hour < self.max_bundle_size:
+            yield (
                 "HISTORY_UPLOAD_LIMITS: bytes-per-hour should be at least HISTORY_MAX_BUNDLE_SIZE, "
                 f"{self.max_bundle_size}B"
             )
-        return self
 
-    @property
-    def region(self) -> str | None:
-        """The region to pass to botocore, or `None` if botocore finds one by itself."""
-        return None if os.environ.get("AWS_DEFAULT_REGION") else self.aws_region
+
+def aws_region() -> str | None:
+    """Return the region to pass to botocore, or `None` if botocore finds one by itself."""
+    return None if os.environ.get("AWS_DEFAULT_REGION") else os.environ.get("AWS_REGION") or None
 
 
 def load(**defaults: str) -> Settings:
@@ -287,19 +280,39 @@ def load(**defaults: str) -> Settings:
     try:
         return Settings(**unset)  # type: ignore[arg-type]
     except ValidationError as error:
-        raise SettingsError([_mistake(details) for details in error.errors()]) from error
+        wrong = {str(details["loc"][0]) for details in error.errors() if details["loc"]}
+        others = _contradictions(unset, wrong) if wrong else []
+        raise SettingsError([*_mistakes(error), *others]) from error
+
+
+def _contradictions(values: Mapping[str, str], wrong: AbstractSet[str]) -> list[str]:
+    """Return which values do not fit together. Those that are `wrong` count as not set.
+
+    pydantic only compares values if all of them are valid.
+    """
+    default = Settings.model_construct(bucket="any")
+    names = {f"HISTORY_{name.upper()}" for name in wrong}
+    try:
+        Settings(**{**values, **{name: getattr(default, name) for name in wrong}})
+    except ValidationError as error:
+        return [line for line in _mistakes(error) if names.isdisjoint(re.findall("[A-Z_]+", line))]
+    return []
+
+
+def _mistakes(error: ValidationError) -> list[str]:
+    return [line for details in error.errors() for line in _mistake(details).splitlines()]
 
 
 def _mistake(details: Any) -> str:
-    """Describe one wrong setting in one line: its name, the rule, and a value without secrets."""
+    """Describe a wrong setting, without secrets. Values that do not fit together may have lines."""
     if not details["loc"]:
         return str(details["ctx"]["error"])
     setting = str(details["loc"][0])
     name = f"HISTORY_{setting.upper()}"
     if details["type"] == "missing":
         return f"{name}: should be the name of the S3 bucket that holds the bundles; it is not set"
-    rule = details["msg"].removeprefix("Value error, ")
-    if not rule.startswith("should be"):
-        rule = rule.replace("Input should be", "should be")
+    rule = details["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    if details["type"] == "bool_parsing":
+        rule = "should be true or false"
     mistake = f"{name}: {rule}"
     return mistake if setting in _MAY_HOLD_SECRETS else f"{mistake}; it is {details['input']!r}"

@@ -176,6 +176,23 @@ def test_missing_bucket_setting_is_reported_with_all_mistakes(command: list[str]
     assert "serve --dev" in result.stderr
 
 
+@pytest.mark.usefixtures("_restored_logging")
+def test_mistakes_of_all_kinds_are_reported_at_once() -> None:
+    variables = {
+        "HISTORY_PORT": "x",
+        "AWS_ENDPOINT_URL_S3": "x",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "x",
+    }
+    result = CliRunner().invoke(main, ["serve"], env={"HISTORY_BUCKET": "a-bucket", **variables})
+    assert result.exit_code == 2
+    lines = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert [line.split(": ")[1] for line in lines] == [
+        "HISTORY_PORT",
+        "AWS's settings",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+    ]
+
+
 def test_init_bucket_prepares_a_bucket_for_serve(store: Store, s3: Any) -> None:
     bucket = f"history-{uuid4()}"
     with aws_environment(store) as variables:

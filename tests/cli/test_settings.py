@@ -117,8 +117,9 @@ def test_invalid_value_that_may_hold_a_secret_is_not_printed(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, remedy: str
 ) -> None:
     monkeypatch.setenv(f"HISTORY_{name}", value)
-    monkeypatch.setenv("HISTORY_JWT_ISSUER", "https://id.example")
-    monkeypatch.setenv("HISTORY_JWT_AUDIENCE", "history")
+    if name == "JWT_JWKS_URL":
+        monkeypatch.setenv("HISTORY_JWT_ISSUER", "https://id.example")
+        monkeypatch.setenv("HISTORY_JWT_AUDIENCE", "history")
     with pytest.raises(SettingsError) as caught:
         settings.load()
     [mistake] = caught.value.mistakes
@@ -183,13 +184,37 @@ def test_all_mistakes_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("HISTORY_BUCKET")
     monkeypatch.setenv("HISTORY_PORT", "x")
     monkeypatch.setenv("HISTORY_RETENTION", "x")
+    assert _wrong_settings() == ["HISTORY_BUCKET", "HISTORY_RETENTION", "HISTORY_PORT"]
+
+
+def test_all_values_that_do_not_fit_together_are_reported_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also if other values are wrong by themselves. Rules that need one of these do not apply."""
+    monkeypatch.setenv("HISTORY_MAX_BUNDLE_SIZE", "200GiB")
+    monkeypatch.setenv("HISTORY_MEMORY_BUDGET", "1MiB")
+    monkeypatch.setenv("HISTORY_JWT_ISSUER", "x")
+    monkeypatch.setenv("HISTORY_UPLOAD_LIMITS", "bytes-per-hour:1B")
+    contradictions = [
+        "HISTORY_PART_SIZE",
+        "HISTORY_MEMORY_BUDGET",
+        "HISTORY_JWT_JWKS_URL",
+        "HISTORY_UPLOAD_LIMITS",
+    ]
+    assert _wrong_settings() == contradictions
+    monkeypatch.setenv("HISTORY_PORT", "x")
+    assert _wrong_settings() == ["HISTORY_PORT", *contradictions]
+    monkeypatch.setenv("HISTORY_MAX_BUNDLE_SIZE", "x")
+    assert _wrong_settings() == [
+        *("HISTORY_MAX_BUNDLE_SIZE", "HISTORY_PORT"),
+        *("HISTORY_MEMORY_BUDGET", "HISTORY_JWT_JWKS_URL"),
+    ]
+
+
+def _wrong_settings() -> list[str]:
     with pytest.raises(SettingsError) as caught:
         settings.load()
-    assert [mistake.split(":")[0] for mistake in caught.value.mistakes] == [
-        "HISTORY_BUCKET",
-        "HISTORY_RETENTION",
-        "HISTORY_PORT",
-    ]
+    return [mistake.split(":")[0] for mistake in caught.value.mistakes]
 
 
 def test_settings_that_need_more_parts_than_s3_allows_are_refused(
@@ -212,11 +237,11 @@ def test_environment_overrides_the_defaults_of_the_caller(monkeypatch: pytest.Mo
     assert settings.load(bucket="another").bucket == "another"
 
 
-def test_aws_region_is_loaded_only_without_aws_default_region(
+def test_aws_region_is_used_only_without_aws_default_region(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert settings.load().region is None
+    assert settings.aws_region() is None
     monkeypatch.setenv("AWS_REGION", "eu-west-3")
-    assert settings.load().region == "eu-west-3"
+    assert settings.aws_region() == "eu-west-3"
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")
-    assert settings.load().region is None
+    assert settings.aws_region() is None

@@ -24,7 +24,8 @@ from service.s3.records import (
     record_arguments,
     tag_set,
 )
-from service.settings import Settings
+from service.settings import Settings, aws_region
+from service.telemetry.tracing import open_tracer
 from tests.support.key_leaks import LEAK_DETECTOR
 from tests.support.stores import Store
 from tests.support.stores.access import aws_environment
@@ -135,7 +136,7 @@ def init_bucket(store: Store, settings: Settings) -> list[str]:
     records = settings.records if "records" in settings.model_fields_set else store.records
 
     async def prepare() -> list[str]:
-        async with connect(settings.region) as client:
+        async with connect(aws_region()) as client:
             lines = initialization.initialize(
                 client,
                 bucket=settings.bucket,
@@ -167,7 +168,7 @@ def running_service(
     settings.setdefault("records", store.records)
     config = Settings(**settings)
     drain = Drain()
-    app = create_app(config, drain=drain, clock=clock or time.time)
+    app = create_app(config, drain=drain, tracer=open_tracer(), clock=clock or time.time)
     started = threading.Event()
     with listen("127.0.0.1", 0) as listener:
         server = Server(
