@@ -49,7 +49,10 @@ CUT_BODY_TIMEOUT = 0.5
 """Seconds in which a store shows what it has kept of a request that was cut."""
 
 REFUSALS = {HTTPStatus.BAD_REQUEST, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED}
-"""Statuses that mean that the store does not offer something. 401 and 403 are about credentials."""
+"""Statuses that mean that the store does not offer something."""
+
+DENIALS = {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}
+"""Statuses that are about credentials."""
 
 _FIELDS = {"expires-at": "probe", "size": "probe"}
 """Not a valid record. So a sweep does not remove the object before the probe has ended."""

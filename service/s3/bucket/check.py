@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -22,7 +21,7 @@ from service.s3.bucket.findings import CALL_ERRORS, Finding, failure
 from service.s3.bucket.initialization import lifecycle_rule_id
 from service.s3.bucket.permissions import check_permissions
 from service.s3.calls import NETWORK_ERRORS, NO_RESPONSE, error_code, error_status
-from service.s3.capabilities import NOT_KEPT, REFUSALS, Probe, describe, keeps_records
+from service.s3.capabilities import DENIALS, NOT_KEPT, REFUSALS, Probe, describe, keeps_records
 from service.s3.records import Records
 
 if TYPE_CHECKING:
@@ -292,7 +291,7 @@ def _unreadable(subject: str, error: Exception) -> Finding:
     if not isinstance(error, ClientError):
         return failure(subject, error, "")
     code = error_code(error)
-    if error_status(error) == HTTPStatus.FORBIDDEN:
+    if error_status(error) in DENIALS:
         remedy = (
             "allow these credentials s3:GetLifecycleConfiguration, s3:GetBucketPublicAccessBlock "
             "and s3:GetBucketVersioning, or check it yourself"

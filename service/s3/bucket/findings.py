@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from http import HTTPStatus
 
 from botocore.exceptions import BotoCoreError, ClientError
 
 from service.s3.calls import NETWORK_ERRORS, NO_RESPONSE, error_code, error_status
-from service.s3.capabilities import REFUSALS
+from service.s3.capabilities import DENIALS, REFUSALS
 
 CALL_ERRORS = (ClientError, *NO_RESPONSE)
 """What a call to S3 raises: `failure` explains all of it."""
@@ -36,7 +35,7 @@ def failure(subject: str, error: Exception, denied_remedy: str) -> Finding:
         remedy = "check the health of this store and the network"
         return Finding(subject, f"the store does not respond ({kind})", remedy)
     code, status = error_code(error), error_status(error)
-    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+    if status in DENIALS:
         return Finding(subject, f"denied ({code})", denied_remedy)
     if status in REFUSALS:
         remedy = "use another store, or another version of this one: see docs/stores.md"

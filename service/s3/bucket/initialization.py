@@ -21,8 +21,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from service.bundles.record import lifecycle_days
 from service.errors import BucketError
-from service.s3.calls import error_code, error_status
-from service.s3.capabilities import NOT_KEPT, Probe, describe, keeps_records
+from service.s3.calls import NETWORK_ERRORS, error_code, error_status
+from service.s3.capabilities import DENIALS, NOT_KEPT, Probe, describe, keeps_records
 from service.s3.records import Records
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ _NO_CONFIGURATION = {
 }
 
 _SWEEP = "nothing removes expired bundles: run message-history-server sweep regularly"
+
+_END_TO_END = "clients encrypt their bundles anyway"
 
 _PRIVATE_ACLS = "keep the bucket's ACLs private"
 
@@ -84,7 +86,7 @@ async def initialize(
         yield await _public_access_block(client, bucket, prefix)
         yield await _encryption(client, bucket, prefix)
         if error := await _write_error(client, bucket, prefix):
-            raise error
+            raise _unwritable(error)
         if not await keeps_records(Probe(client, bucket, prefix), records):
             raise BucketError(NOT_KEPT[records])
         yield f"records: kept in {records}"
@@ -213,13 +215,20 @@ async def _write_error(client: S3Client, bucket: str, prefix: str) -> ClientErro
     return None
 
 
+def _unwritable(error: ClientError) -> Exception:
+    """Explain that the store writes no objects, although this command has changed nothing."""
+    if error_status(error) < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return error
+    return BucketError(
+        f"This store fails to write an object ({error_code(error)}): check its health and its "
+        "configuration, such as the default encryption of the bucket."
+    )
+
+
 async def _encryption(client: S3Client, bucket: str, prefix: str) -> str:
     try:
-        with _absence_allowed():
-            encryption = await client.get_bucket_encryption(Bucket=bucket)
-            # Ceph 16 responds without rules. MinIO without a KMS refuses to set any.
-            if encryption["ServerSideEncryptionConfiguration"].get("Rules"):
-                return "encryption: already on"
+        if await _is_encrypted(client, bucket):
+            return "encryption: already on"
         could_write = await _write_error(client, bucket, prefix) is None
         await client.put_bucket_encryption(
             Bucket=bucket,
@@ -231,13 +240,21 @@ async def _encryption(client: S3Client, bucket: str, prefix: str) -> str:
             await client.delete_bucket_encryption(Bucket=bucket)
             return (
                 "encryption: not possible on this store, which then refuses uploads "
-                f"({error_code(refusal)}), so it is off again; clients encrypt their bundles anyway"
+                f"({error_code(refusal)}), so it is off again; {_END_TO_END}"
             )
+        if not await _is_encrypted(client, bucket):
+            return f"encryption: this store does not keep it; {_END_TO_END}"
     except ClientError as error:
-        return _not_offered(
-            error, "encryption: not offered by this store; clients encrypt their bundles anyway"
-        )
+        return _not_offered(error, f"encryption: not offered by this store; {_END_TO_END}")
     return "encryption: set (AES256)"
+
+
+async def _is_encrypted(client: S3Client, bucket: str) -> bool:
+    with _absence_allowed():
+        encryption = await client.get_bucket_encryption(Bucket=bucket)
+        # Ceph 16 responds without rules. MinIO without a KMS refuses to set any.
+        return bool(encryption["ServerSideEncryptionConfiguration"].get("Rules"))
+    return False
 
 
 def _not_offered(error: ClientError, message: str) -> str:
@@ -247,7 +264,7 @@ def _not_offered(error: ClientError, message: str) -> str:
     """
     status = error_status(error)
     if status != HTTPStatus.NOT_IMPLEMENTED and (
-        status == HTTPStatus.FORBIDDEN or status >= HTTPStatus.INTERNAL_SERVER_ERROR
+        status in DENIALS or status >= HTTPStatus.INTERNAL_SERVER_ERROR
     ):
         raise error
     return f"{message} ({error_code(error)})"
@@ -277,7 +294,9 @@ def _translate_errors(bucket: str) -> Iterator[None]:
         }.get(code, str(error).removesuffix("."))
         raise BucketError(f"{remedy[0].upper()}{remedy[1:]}.") from error
     except BotoCoreError as error:
-        raise BucketError(
-            f"S3 cannot be reached ({error}): check AWS_ENDPOINT_URL_S3, the network and the "
-            "credentials."
-        ) from error
+        remedy = (
+            "check AWS_ENDPOINT_URL_S3 and the network"
+            if isinstance(error, NETWORK_ERRORS)
+            else "check the credentials"
+        )
+        raise BucketError(f"S3 cannot be reached ({error}): {remedy}.") from error

@@ -169,7 +169,9 @@ def test_refused_call_is_reported_with_the_next_step(
 def test_unreachable_store_is_reported(store: Store, config: Settings) -> None:
     with Proxy(store.endpoint_url) as proxy:
         proxy.disable()
-        with pytest.raises(BucketError, match="cannot be reached"):
+        with pytest.raises(
+            BucketError, match=r"cannot be reached.*: check AWS_ENDPOINT_URL_S3 and the network\.$"
+        ):
             init_bucket(replace(store, endpoint_url=proxy.url), config)
 
 

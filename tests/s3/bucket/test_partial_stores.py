@@ -127,11 +127,38 @@ def test_encryption_that_stops_writing_is_undone(
             "Rules": [{"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}]
         },
     )
+    exit_code, output = run("init-bucket")
+    assert exit_code == 1
+    assert "encryption: already on" in output
+    assert "This store fails to write an object (InternalError): check its health and" in output
     exit_code, output = run("check")
     assert exit_code == 1
     assert "WRONG s3:PutObject: fails in this store (InternalError)" in output
     assert "check the health and the configuration of this store, such as its encry" in output
     assert "credentials' policies" not in output
+
+
+def test_dropped_encryption_is_told(run: Run, proxy: Proxy) -> None:
+    absent = Respond(404, "ServerSideEncryptionConfigurationNotFoundError")
+    missing(proxy, "GetBucketEncryption", action=absent)
+    missing(proxy, "PutBucketEncryption", action=ACCEPTED)
+    exit_code, output = run("init-bucket")
+    assert exit_code == 0
+    assert "encryption: this store does not keep it; clients encrypt their bundles" in output
+
+
+def test_invalid_credentials_are_not_called_a_feature_that_the_store_lacks(
+    run: Run, proxy: Proxy
+) -> None:
+    assert run("init-bucket")[0] == 0
+    denied = Respond(401, "InvalidToken")
+    missing(proxy, "GetBucketLifecycleConfiguration", action=denied)
+    exit_code, output = run("init-bucket")
+    assert (exit_code, "not offered" in output) == (1, False)
+    assert "InvalidToken" in output
+    exit_code, output = run("check")
+    assert exit_code == 1
+    assert "WRONG lifecycle: reading is denied (InvalidToken)\n      → allow these" in output
 
 
 def test_public_access_block_that_stops_writing_is_undone(
