@@ -71,7 +71,8 @@ def wrap(
     """Wrap `app` in all middleware.
 
     CORS wraps everything that creates errors, so that pages can read errors too. CORS answers
-    preflight requests itself. These may have a body, so EarlyResponseMiddleware wraps CORS.
+    preflight requests itself. These may have a body, so EarlyResponseMiddleware wraps CORS. It also
+    wraps DrainMiddleware, which answers requests whose body has not arrived completely.
     """
     cors = PreflightMiddleware(
         RejectMalformedRequestMiddleware(app),
@@ -81,8 +82,8 @@ def wrap(
         expose_headers=RESPONSE_HEADERS,
         max_age=3600,
     )
-    drained = DrainMiddleware(EarlyResponseMiddleware(cors), drain)
-    return NormalizePathMiddleware(AccessLogMiddleware(drained, metrics, tracer, app.routes))
+    responding = EarlyResponseMiddleware(DrainMiddleware(cors, drain))
+    return NormalizePathMiddleware(AccessLogMiddleware(responding, metrics, tracer, app.routes))
 
 
 class PreflightMiddleware(CORSMiddleware):
@@ -130,9 +131,8 @@ class DrainMiddleware:
     """Closes connections after their response while the process drains.
 
     The server cancels requests that run longer than the drain timeout. If such a request has no
-    response yet, it is answered with `draining` at once: the process does not wait for the rest of
-    its body. This response does not pass through CORS, and contains no secret, so every origin may
-    read it.
+    response yet, it is answered with `draining`. This response does not pass through CORS, and
+    contains no secret, so every origin may read it.
     """
 
     def __init__(self, app: ASGIApp, drain: Drain) -> None:

@@ -20,9 +20,13 @@ from starlette.types import ASGIApp
 from service.bundles.memory import MAX_CHUNK
 from service.drain import Drain
 from service.http.server.connection import BufferedReader, Connection
+from service.http.slow_clients import DISCARD_TIMEOUT
 
 KEEP_ALIVE_TIMEOUT = 195
 """Seconds that an idle connection is kept open: longer than load balancers in infra do (180)."""
+
+FORCE_EXIT_INTERVAL = 0.1
+"""Seconds after which a second signal is noticed."""
 
 LAST_REQUESTS = 0.5
 """Seconds after closing the listener in which requests are still accepted."""
@@ -97,10 +101,25 @@ class Server(uvicorn.Server):
                 server.close()
             await asyncio.sleep(LAST_REQUESTS)
         self._drain.refusing = True
-        await super().shutdown(sockets)
+        shutdown = asyncio.create_task(super().shutdown(sockets))
+        while not shutdown.done():
+            await asyncio.wait((shutdown,), timeout=FORCE_EXIT_INTERVAL)
+            if self.force_exit:
+                shutdown.cancel()
+        await self._deliver_last_responses()
         if self.force_exit:
-            # What still runs is cancelled now, and uvicorn would log a traceback for each task.
-            logging.getLogger("uvicorn.error").disabled = True
+            # What still runs is cancelled now. Each task would log a traceback.
+            for name in ("uvicorn.error", "asyncio"):
+                logging.getLogger(name).disabled = True
+
+    async def _deliver_last_responses(self) -> None:
+        """Wait for responses to requests that were cancelled at the end of the drain timeout.
+
+        Their clients are still sending, and may need `DISCARD_TIMEOUT` to notice the response.
+        """
+        deadline = time.monotonic() + DISCARD_TIMEOUT
+        while self.server_state.tasks and not self.force_exit and time.monotonic() < deadline:
+            await asyncio.wait(self.server_state.tasks, timeout=FORCE_EXIT_INTERVAL)
 
     def _accept_backlog(self) -> None:
         """Accept the connections in the listener's backlog, which the kernel would reset.

@@ -3,13 +3,13 @@
 import asyncio
 import errno
 import os
+import select
 import signal
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from subprocess import Popen
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -23,92 +23,14 @@ from service.bundles.memory import Memory
 from service.drain import Drain
 from service.http.server import server
 from service.http.server.listener import listen
+from tests.http.server.replica import BUNDLE, Replica, settings
 from tests.support.clients import load
 from tests.support.clients.signing import sign
-from tests.support.clients.sockets import (
-    begin_chunked_upload,
-    begin_upload,
-    connect_to,
-    read_until_closed,
-)
+from tests.support.clients.sockets import connect_to, read_until_closed
 from tests.support.polling import wait_until
-from tests.support.services.metrics import metric_total
-from tests.support.services.process import COVERAGE_VARIABLES, service_process_for
 from tests.support.services.thread import SMALL_PART
-from tests.support.stores import Store
-from tests.support.stores.buckets import (
-    multipart_upload_keys,
-    new_bucket,
-    object_keys,
-    stored_bundles,
-)
 
 KEY = load.KEY
-BUNDLE = bytes(2 * SMALL_PART)
-
-
-class Replica:
-    """A service that runs as its own process, and its bucket."""
-
-    def __init__(self, url: str, process: Popen[str], bucket: str, s3: Any) -> None:
-        self.url = url
-        self.process = process
-        self._bucket = bucket
-        self._s3 = s3
-
-    def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, trust_env=False, verify=False)
-
-    @property
-    def refuses_connections(self) -> bool:
-        try:
-            self.get("/healthz")
-        except httpx.TransportError:
-            return True
-        return False
-
-    def begin_upload(self, declared: int = len(BUNDLE), *, chunked: bool = False) -> socket.socket:
-        """Send the head of a page's upload of `declared` bytes, and the first half of its body."""
-        headers, half = b"Origin: https://app.example\r\n", BUNDLE[: declared // 2]
-        if chunked:
-            return begin_chunked_upload(self.url, half, headers)
-        return begin_upload(self.url, half, declared, headers)
-
-    @property
-    def memory_in_use(self) -> float:
-        """Bytes of all memory pools together."""
-        return metric_total(self.get("/metrics").text, "memory_used_bytes")
-
-    def multipart_uploads(self) -> list[str]:
-        return multipart_upload_keys(self._s3, self._bucket)
-
-    def all_keys(self) -> list[str]:
-        """Return the keys of all objects and all multipart uploads."""
-        return [*object_keys(self._s3, self._bucket), *self.multipart_uploads()]
-
-    def bundles(self) -> dict[str, tuple[bytes, dict[str, str]]]:
-        """Return the body and the tags of every object, by the bundle's id."""
-        return stored_bundles(self._s3, self._bucket)
-
-
-@pytest.fixture
-def replica(store: Store, s3: Any, request: pytest.FixtureRequest) -> Iterator[Replica]:
-    bucket = new_bucket(s3)
-    settings = {"HISTORY_PART_SIZE": "5MiB", **request.param}
-    with service_process_for(store, bucket, **COVERAGE_VARIABLES, **settings) as (url, process):
-        yield Replica(url, process, bucket, s3)
-
-
-def settings(**variables: str) -> pytest.MarkDecorator:
-    environment = {f"HISTORY_{name.upper()}": value for name, value in variables.items()}
-    return pytest.mark.parametrize("replica", [environment], indirect=True, ids=[""])
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    started = time.monotonic()
-    yield
-    assert time.monotonic() - started < seconds
 
 
 @settings(drain_delay="2s")
@@ -167,27 +89,23 @@ def test_upload_that_exceeds_the_drain_timeout_gets_503_and_is_removed(
     assert not replica.all_keys()
 
 
-def test_second_signal_ends_the_process_at_once_and_logs_no_error(
-    store: Store, s3: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
-    bucket, delay = new_bucket(s3), {"HISTORY_DRAIN_DELAY": "60s"}
-    with service_process_for(store, bucket, **COVERAGE_VARIABLES, **delay) as (url, process):
-        replica = Replica(url, process, bucket, s3)
-        with replica.begin_upload(), time_limit(5):
-            process.send_signal(signal.SIGTERM)
-            wait_until(lambda: replica.get("/readyz").status_code == 503)
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(5) == 0
-    assert not capsys.readouterr().err
-
-
-@settings(drain_delay="0s", drain_timeout="60s")
-def test_second_signal_during_the_drain_timeout_ends_the_process_at_once(replica: Replica) -> None:
-    with replica.begin_upload(), time_limit(8):
+@settings(drain_delay="0s", drain_timeout="1s")
+def test_client_that_goes_on_sending_gets_the_whole_response(replica: Replica) -> None:
+    """Closing the connection with unread data would reset it. The client reads a second later."""
+    with replica.begin_upload(3 * len(BUNDLE)) as upload:
         replica.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: replica.refuses_connections)
-        replica.process.send_signal(signal.SIGTERM)
-        assert replica.process.wait(5) == 0
+        while not select.select([upload], [], [], 0.01)[0]:
+            upload.sendall(b"1000")
+        for _ in range(50):
+            upload.sendall(b"1000")
+            time.sleep(0.02)
+        response = b""
+        while b"\r\n\r\n" not in response or not response.endswith(b"}"):
+            response += (received := upload.recv(1000))
+            assert received
+        assert response.startswith(b"HTTP/1.1 503 ")
+    assert replica.process.wait(5) == 0
+    assert not replica.all_keys()
 
 
 SLOW = 9.0
