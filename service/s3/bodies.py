@@ -124,6 +124,11 @@ class RequestBody:
                 yield memoryview(chunk)
 
 
+def has_complete_head(response: GetObjectOutputTypeDef | HeadObjectOutputTypeDef) -> bool:
+    """Return whether a response has what `object_stat` needs. S3 always sends all of it."""
+    return {"ContentLength", "ETag", "LastModified"} <= response.keys()
+
+
 def object_stat(response: GetObjectOutputTypeDef | HeadObjectOutputTypeDef) -> ObjectStat:
     """Describe the whole object, even if the response holds only a range of it."""
     total = response.get("ContentRange", "").rpartition("/")[2]

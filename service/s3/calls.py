@@ -52,8 +52,13 @@ NETWORK_ERRORS = (
 )
 """botocore's errors that are not about its settings or credentials."""
 
-NO_RESPONSE = (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError)
-"""What botocore and aiohttp raise if S3 sent no response, or an incomplete one."""
+
+class IncompleteHead(Exception):
+    """A response lacks headers that S3 always sends, so it does not come from S3."""
+
+
+NO_RESPONSE = (BotoCoreError, aiohttp.ClientError, TimeoutError, OSError, IncompleteHead)
+"""What is raised if S3 sent no response, or an incomplete one."""
 
 _ABSENT = {"NoSuchKey", "PreconditionFailed", "412"}
 """S3's error codes if there is no such object, or none with the ETag in If-Match."""

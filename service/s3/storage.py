@@ -20,8 +20,8 @@ from uuid import UUID
 from service.bundles.ranges import ObjectStat
 from service.bundles.upload import Body
 from service.errors import NotFound, StorageUnavailable
-from service.s3.bodies import ObjectBody, RequestBody, body_range, object_stat
-from service.s3.calls import S3Calls
+from service.s3.bodies import ObjectBody, RequestBody, body_range, has_complete_head, object_stat
+from service.s3.calls import IncompleteHead, S3Calls
 from service.s3.capabilities import RecordProbe
 from service.s3.records import Records, read_tags, record_arguments, tag_set
 
@@ -207,6 +207,8 @@ class S3Storage:
         """HeadObject."""
         async with self._calls.call("HeadObject", may_be_absent=True):
             head = await self._client.head_object(Bucket=self._bucket, Key=self._key(bundle_id))
+            if not has_complete_head(head):
+                raise IncompleteHead
         return object_stat(head)
 
     async def open(
@@ -228,6 +230,9 @@ class S3Storage:
             request["Range"] = f"bytes={part.start}-{part.stop - 1}"
         async with self._calls.call("GetObject", may_be_absent=True):
             response = await self._client.get_object(**request)
+            if not has_complete_head(response):
+                response["Body"].close()
+                raise IncompleteHead
         if body_range(response) != (range(object_stat(response).size) if part is None else part):
             response["Body"].close()
             raise StorageUnavailable

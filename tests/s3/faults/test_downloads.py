@@ -52,6 +52,17 @@ def test_failure_of_s3_is_never_a_404(
     assert (response.status_code, response.json()["code"]) == (503, "storage_unavailable")
 
 
+@pytest.mark.parametrize(("method", "operation"), [("GET", "GetObject"), ("HEAD", "HeadObject")])
+def test_response_that_does_not_come_from_s3_is_a_503(
+    proxied: Service, proxy: Proxy, method: str, operation: str
+) -> None:
+    """Its head has no ETag, as that of a gateway between the service and S3."""
+    bundle_id = proxied.upload(SMALL, sign(KEY, SMALL)["X-HMAC"])
+    proxy.faults.append(Fault(operation, Respond(200, ""), times=None))
+    response = proxied.http.request(method, f"/files/{bundle_id}", headers=sign(KEY, SMALL))
+    assert response.status_code == 503
+
+
 def test_service_survives_an_unreachable_s3(proxied: Service, proxy: Proxy) -> None:
     bundle_id = proxied.upload(SMALL)
     proxy.disable()
