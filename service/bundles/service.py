@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from uuid import UUID, uuid4
 
 from service.bundles.access import (
@@ -90,6 +91,10 @@ class BundleService:
         self._background = BackgroundTasks()
         self._cleanups = CleanupQueue()
 
+    def now(self) -> float:
+        """Return the Unix time in seconds, by the clock that decides when bundles expire."""
+        return self._clock()
+
     async def close(self) -> None:
         """Wait for uploads that are being cancelled, and for the cleanup after them."""
         await self._background.close()
@@ -99,6 +104,7 @@ class BundleService:
         chunks: AsyncIterator[bytes],
         claims: UploadClaims,
         *,
+        started: float | None = None,
         ttl: int | None = None,
         length: int | None = None,
         form_overhead: int = 0,
@@ -106,18 +112,19 @@ class BundleService:
     ) -> tuple[UUID, BundleRecord]:
         """Store a bundle for `ttl` seconds. When this returns, every replica can read it.
 
-        `length` is the declared length in bytes. Up to `form_overhead` of it may be around the
-        bundle. Raises `BundleTooLarge`, `Draining`, `TooManyUploads`, `Overloaded`,
-        `UploadTimeout`, `EmptyBundle`, `DigestMismatch`, `HmacMismatch`, `StorageUnavailable`, and
-        whatever `chunks` raises. After any of these, or after a cancellation, whatever has reached
-        S3 is removed in the background.
+        The request has `started` at this Unix time, by default now. `length` is the declared length
+        in bytes. Up to `form_overhead` of it may be around the bundle. Raises `BundleTooLarge`,
+        `Draining`, `TooManyUploads`, `Overloaded`, `UploadTimeout`, `EmptyBundle`,
+        `DigestMismatch`, `HmacMismatch`, `StorageUnavailable`, and whatever `chunks` raises. After
+        any of these, or after a cancellation, whatever has reached S3 is removed in the background.
         """
+        started = self.now() if started is None else started
         if length is not None and length - form_overhead > self.max_size:
             raise BundleTooLarge(self.max_size)
         self._refuse_while_draining()
         await self._storage.require_records()
         size = None if form_overhead or length is None or length > MAX_PUT_SIZE else length
-        expires_at = expiry_time(self._clock(), self.retention if ttl is None else ttl)
+        expires_at = expiry_time(started, self.retention if ttl is None else ttl)
         bundle_id, verifier = uuid4(), UploadVerifier(claims)
         record = claims.record(bundle_id, expires_at, size)
         most = None if length is None else min(length, self.max_size)
@@ -141,15 +148,21 @@ class BundleService:
                 self._check_expiry(record)  # S3 may take long.
         return bundle_id, record
 
+    def withdraw(self, bundle_id: UUID) -> None:
+        """Remove an uploaded bundle in the background, because its client has gone."""
+        self._metrics.uploads_aborted.labels(ClientGone.code).inc()
+        self._background.start(self._cleanups.run(partial(self._storage.delete, bundle_id)))
+
     def _check_expiry(self, record: BundleRecord) -> None:
         if record.is_expired(self._clock()):
             raise UploadTimeout
 
     def _start_upload(self, bundle_id: UUID, record: BundleRecord) -> Upload:
-        fields = record.to_fields()
         if record.size is None:
-            return BufferedUpload(self._storage, self._memory, bundle_id, self.max_size, fields)
-        return StreamedUpload(self._storage, self._memory, bundle_id, record.size, fields)
+            return BufferedUpload(self._storage, self._memory, bundle_id, self.max_size, record)
+        return StreamedUpload(
+            self._storage, self._memory, bundle_id, record.size, record.to_fields()
+        )
 
     async def download(
         self, bundle_id: UUID, proof: Proof | None, requested: RangeRequest, *, body: bool = True

@@ -8,6 +8,7 @@ part is sent while the next one fills.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
@@ -15,6 +16,7 @@ from uuid import UUID
 from service.bundles.background import Cleanup
 from service.bundles.buffers import PartBuffer
 from service.bundles.memory import Memory
+from service.bundles.record import BundleRecord
 from service.bundles.stream import StreamBroken, UploadStream
 from service.errors import StorageUnavailable
 from service.settings import MAX_PARTS, MIN_PART_SIZE
@@ -192,14 +194,14 @@ class BufferedUpload:
         memory: Memory,
         bundle_id: UUID,
         max_size: int,
-        fields: Mapping[str, str],
+        record: BundleRecord,
     ) -> None:
         self.received = 0
         self.watch = FailureWatch()
         self._storage = storage
         self._memory = memory
         self._bundle_id = bundle_id
-        self._fields = fields
+        self._record = record
         self._min_part_size = max(MIN_PART_SIZE, -(-max_size // MAX_PARTS))
         self._part_size: int | None = None
         self._part = memory.part()
@@ -225,13 +227,14 @@ class BufferedUpload:
     async def complete(self) -> None:
         """Create the object with its record."""
         if self._upload_id is None:
-            creation = self._storage.put(self._bundle_id, self._part, self._fields)
+            record = replace(self._record, size=self.received)
+            creation = self._storage.put(self._bundle_id, self._part, record.to_fields())
         else:
             await self._finish_part()
             self._send_part(self._upload_id)
             await self._finish_part()
             creation = self._storage.complete_upload(
-                self._bundle_id, self._upload_id, self._etags, self._fields
+                self._bundle_id, self._upload_id, self._etags, self._record.to_fields()
             )
         await self._create(creation)
         self._release()
@@ -261,7 +264,7 @@ class BufferedUpload:
         if self._upload_id is None:
             self._multipart = True
             self._upload_id = await self._create(
-                self._storage.create_upload(self._bundle_id, self._fields)
+                self._storage.create_upload(self._bundle_id, self._record.to_fields())
             )
         await self._finish_part()
         self._send_part(self._upload_id)

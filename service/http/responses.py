@@ -5,6 +5,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from email.utils import formatdate
 from typing import Any, TypeVar
 from uuid import UUID
@@ -87,6 +88,15 @@ async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, _T]) 
         task.cancel()
         disconnected.cancel()
         await asyncio.wait((task, disconnected))
+
+
+async def has_disconnected(receive: Receive) -> bool:
+    """Return whether the server knows that the client has gone. The request's body has ended."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0):
+            await wait_for_disconnect(receive)
+        return True
+    return False
 
 
 async def wait_for_disconnect(receive: Receive) -> None:

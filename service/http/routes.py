@@ -28,7 +28,12 @@ from service.http import about, forms
 from service.http.access_log import CALLER
 from service.http.auth.authorizer import Authorizer
 from service.http.health import Readiness
-from service.http.responses import BundleResponse, cancel_on_disconnect, http_date
+from service.http.responses import (
+    BundleResponse,
+    cancel_on_disconnect,
+    has_disconnected,
+    http_date,
+)
 from service.http.slow_clients import ClientRate
 from service.telemetry import metrics, timing
 from service.telemetry.metrics import Metrics
@@ -89,9 +94,11 @@ async def prometheus(request: Request[State]) -> Response:
 async def upload(request: Request[State]) -> Response:
     """`POST /upload`: answers with the bundle's id.
 
-    The body has no newline after the id, because clients append it to a URL as it is.
+    The body has no newline after the id, because clients append it to a URL as it is. If the client
+    has disconnected before it could get the id, the bundle is removed again.
     """
     bundles = request.state["bundles"]
+    started = bundles.now()
     content_type = _header(request, "Content-Type") or b""
     form = forms.is_form(content_type)
     claims = _claims(request, form=form)
@@ -103,11 +110,15 @@ async def upload(request: Request[State]) -> Response:
         bundle_id, record = await bundles.upload(
             forms.file_part(body, content_type) if form else body,
             claims,
+            started=started,
             ttl=ttl,
             length=None if length is None else int(length),
             form_overhead=forms.MAX_OVERHEAD if form else 0,
             caller=caller,
         )
+    if await has_disconnected(request.receive):
+        bundles.withdraw(bundle_id)
+        raise ClientGone
     request.state["metrics"].uploads.labels(caller.name).inc()
     return PlainTextResponse(
         str(bundle_id),

@@ -41,12 +41,14 @@ RECORDS: list[Mapping[str, str]] = [
 """The records of uploads with and without a length, a digest, an HMAC and a key."""
 
 
-def store_object(service: Service, fields: Mapping[str, str]) -> None:
-    """Put the bundle into the bucket as the service does, without the code of the service."""
+def store_object(
+    service: Service, fields: Mapping[str, str], *, bundle_id: str = BUNDLE_ID, body: bytes = BUNDLE
+) -> None:
+    """Put a bundle into the bucket as the service does, without the code of the service."""
     record: dict[str, Any] = {"Tagging": "&".join(f"{name}={fields[name]}" for name in fields)}
     if service.records == "metadata":
         record = {"Metadata": {f"history-{name}": fields[name] for name in fields}}
-    service.s3.put_object(Bucket=service.bucket, Key=f"bundles/{BUNDLE_ID}", Body=BUNDLE, **record)
+    service.s3.put_object(Bucket=service.bucket, Key=f"bundles/{bundle_id}", Body=body, **record)
 
 
 @pytest.mark.parametrize("fields", RECORDS, ids=",".join)
@@ -103,6 +105,20 @@ def test_expired_or_invalid_object_is_not_found(
     service = start_service()
     store_object(service, fields)
     assert service.fetch(BUNDLE_ID, PROOF).status_code == 404
+
+
+@pytest.mark.parametrize("kind", ["with a length", "chunked", "form"])
+def test_truncated_object_is_not_found(start_service: StartService, kind: str) -> None:
+    service = start_service()
+    bodies: dict[str, dict[str, Any]] = {
+        "with a length": {"content": BUNDLE},
+        "chunked": {"content": iter([BUNDLE])},
+        "form": {"files": {"file": BUNDLE}},
+    }
+    bundle_id = service.http.post("/upload", headers=PROOF, **bodies[kind]).text
+    assert service.fetch(bundle_id, PROOF).content == BUNDLE
+    store_object(service, service.record(bundle_id), bundle_id=bundle_id, body=BUNDLE[:-1])
+    assert service.fetch(bundle_id, PROOF).status_code == 404
 
 
 def test_unknown_fields_are_ignored(start_service: StartService) -> None:

@@ -37,7 +37,7 @@ KEY = "the key of a buffered upload"
 def test_bundle_is_stored_with_its_record(
     run: Run, size: int, calls: list[str], chunk: int
 ) -> None:
-    """The record has no `size`, because it was not known before the first byte was stored."""
+    """The record has the `size` if it was known before the first byte was stored."""
     bundle = random_bytes(3, size)
     hmac = sign(KEY, bundle)["X-HMAC"]
 
@@ -49,8 +49,21 @@ def test_bundle_is_stored_with_its_record(
         bundle_id, record = await setup.bundles.upload(chunks(), UploadClaims(hmac))
         tags = {"expires-at": "60", "hmac-sha256": hmac}
         assert record.to_fields() == tags
+        if calls == ["put"]:
+            tags["size"] = str(size)
         assert setup.objects() == {str(bundle_id): (bundle, tags)}
         assert setup.storage.calls == calls
+
+    run(test)
+
+
+def test_lifetime_counts_from_the_start_of_the_request(run: Run) -> None:
+    """It may have waited for its authorization since then."""
+
+    async def test(setup: Setup) -> None:
+        now = setup.bundles.now()
+        _, record = await setup.bundles.upload(split(b"x"), UploadClaims(), started=now - 50)
+        assert record.expires_at == now - 50 + setup.bundles.retention
 
     run(test)
 

@@ -7,6 +7,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from service.bundles.memory import Memory
+from service.bundles.record import BundleRecord
 from service.bundles.upload import Body, BufferedUpload
 from service.settings import MAX_PARTS, MIN_PART_SIZE
 from tests.bundles.simulated_loop import simulate
@@ -14,6 +15,9 @@ from tests.bundles.simulated_loop import simulate
 MIB = 1 << 20
 CHUNK = 64 * 1024
 PART = 8 * MIB
+
+
+RECORD = BundleRecord(expires_at=1)
 
 
 class RecordingStorage:
@@ -41,7 +45,7 @@ async def upload(
     storage = RecordingStorage()
     await asyncio.sleep(start)
     with await memory.window():
-        bundle = BufferedUpload(cast("Any", storage), memory, uuid4(), max_size, {})
+        bundle = BufferedUpload(cast("Any", storage), memory, uuid4(), max_size, RECORD)
         for _ in range(size // CHUNK):
             await asyncio.sleep(CHUNK / rate)
             await bundle.write(bytes(CHUNK))

@@ -1,5 +1,7 @@
 """Uploads while S3 fails: no wrong status, no wrong object, and nothing left in the bucket."""
 
+import socket
+import struct
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -26,7 +28,7 @@ from tests.support.clients.sockets import (
     read_until_closed,
 )
 from tests.support.polling import wait_until
-from tests.support.proxy import Delay, DropResponse, Fault, Proxy, Respond
+from tests.support.proxy import Delay, DropResponse, Fault, Hold, Proxy, Respond
 from tests.support.services.thread import SMALL_PART, Service, StartService
 from tests.support.stores import Store
 
@@ -50,6 +52,33 @@ def test_upload_whose_responses_are_all_lost_leaves_nothing(
 ) -> None:
     fault = Fault(operation, DropResponse(), times=None)
     check_failed_upload(proxied, proxy, fault, WRITES[operation])
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_bundle_whose_client_disconnects_before_the_response_is_removed(
+    proxied: Service, proxy: Proxy, *, chunked: bool
+) -> None:
+    """Nobody knows its id. A client that only closes its own side still gets the response."""
+    hold = Hold()
+    proxy.faults.append(Fault("PutObject", hold))
+    with (
+        begin_chunked_upload(proxied.url, SMALL)
+        if chunked
+        else begin_upload(proxied.url, SMALL, len(SMALL))
+    ) as client:
+        if chunked:
+            client.sendall(b"0\r\n\r\n")
+        wait_until(lambda: operations(proxy) == ["PutObject"])
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wait_until(lambda: open_connections(proxied) == 1)
+    hold.release.set()
+    wait_until(lambda: operations(proxy) == ["PutObject", "DeleteObject"])
+    assert proxy.requests[0].status == 200
+    wait_until(lambda: is_bucket_empty(proxied))
+
+
+def open_connections(service: Service) -> int:
+    return len(service.server.server_state.connections)
 
 
 @pytest.mark.parametrize("operation", WRITES)
