@@ -158,8 +158,8 @@ def test_slow_uploads_and_unread_downloads_time_out_and_free_memory(
 ) -> None:
     """Uploads and downloads hold all windows until their timeout."""
     # Long enough for a slow machine to start all of them before the first one ends.
-    monkeypatch.setattr(slow_clients, "GRACE_PERIOD", 3.0)
-    service = start_service(memory_budget=2 * SMALL_PART, part_size=SMALL_PART, read_timeout="3s")
+    monkeypatch.setattr(slow_clients, "GRACE_PERIOD", 6.0)
+    service = start_service(memory_budget=2 * SMALL_PART, part_size=SMALL_PART, read_timeout="6s")
     request = prepare_download(service.url, bytes(SMALL_PART + MIB))
     slow_upload = f"POST /upload HTTP/1.1\r\nHost: x\r\nContent-Length: {SMALL_PART}\r\n\r\n"
     uploads = SMALL_PART // WINDOW_SIZE - 2
