@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from tests.support.clients.signing import sign
+from tests.support.clients.sockets import SEGMENT_SIZE
 
 KEY = "a signing key"
 CHUNK_SIZE = 64 * 1024
@@ -116,6 +117,7 @@ async def _connect(url: str, *, slow: bool) -> tuple[asyncio.StreamReader, async
     address = urlsplit(url)
     connection = socket.socket()
     connection.settimeout(0)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT_SIZE)
     if slow:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, CHUNK_SIZE)
     await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", address.port))

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import uvloop
 
-from tests.support.clients.sockets import peer_has_closed
+from tests.support.clients.sockets import SEGMENT_SIZE, peer_has_closed
 
 MAX_DURATION = 400.0
 """Seconds after which the attacks end by themselves."""
@@ -143,6 +143,7 @@ class _Attacks:
         loop = asyncio.get_running_loop()
         with socket.socket() as connection:
             connection.settimeout(0)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, SEGMENT_SIZE)
             if attack.read_rate:  # The kernel must not read ahead of the client.
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
             # Closing resets the connection. Otherwise the server would need seconds for the
@@ -200,6 +201,7 @@ async def _trickle(connection: socket.socket, attack: Attack, report: Report) ->
 async def _read_slowly(connection: socket.socket, attack: Attack, report: Report) -> str:
     loop = asyncio.get_running_loop()
     size = int(attack.read_rate * attack.interval)
+    await asyncio.sleep(random.uniform(0, attack.interval))  # Otherwise all would read at once.
     while data := await loop.sock_recv(connection, size):
         report.sent += len(data)
         if data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 200 "):

@@ -7,6 +7,13 @@ from urllib.parse import urlsplit
 
 import h11
 
+SEGMENT_SIZE = 1400
+"""Bytes of a TCP segment, as on the internet.
+
+On loopback, segments have 64 KiB. While the receive buffer is smaller than two of them, a sender
+may wait for 0.2 s although there is room for less.
+"""
+
 
 def connect_to(url: str, source: str = "") -> socket.socket:
     """Open a connection, from the address `source` of this machine if it is given."""
