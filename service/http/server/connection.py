@@ -34,6 +34,9 @@ LAST_HEAD_TIMEOUT = 2.0
 RATE_CHECK_INTERVAL = 1.0
 """The longest time between two checks of a slow client's download, in seconds."""
 
+JOIN_DELAY = 0.005
+"""Seconds for which bytes of a body wait for more, unless there is already a quarter of a chunk."""
+
 _DETAILS = {
     "malformed_request": (
         "The server cannot read the request as HTTP/1.1: send a valid HTTP/1.1 request."
@@ -81,10 +84,13 @@ class Connection(H11Protocol):
     transport: MeasuredTransport  # type: ignore[assignment]
     _head_timer: asyncio.TimerHandle | None = None
     _rate_timer: asyncio.TimerHandle | None = None
+    _join_timer: asyncio.TimerHandle | None = None
     _rejected = False
 
     def __init__(self, *, read_timeout: float, **arguments: Any) -> None:
         super().__init__(**arguments)
+        self._joined: list[bytes] = []
+        self._joined_size = 0
         self.read_timeout = read_timeout
         self.conn = RequestParser()
 
@@ -103,6 +109,7 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
+        self._stop_join_timer()
         self._stop_rate_timer()
         self.transport.connection_lost()
         super().connection_lost(exc)
@@ -112,10 +119,7 @@ class Connection(H11Protocol):
             return
         in_body = self.conn.their_state is h11.SEND_BODY
         if self.conn.skip_body(len(data)):
-            # Assigned, not appended: uvicorn would copy the bytes into a bytearray.
-            self.cycle.body = data if not self.cycle.body else self.cycle.body + data  # type: ignore[assignment]
-            self.cycle.message_event.set()
-            self.handle_events()  # Maybe the body has ended.
+            self._join(data)
         else:
             super().data_received(data)
         # The application has asked for data, but only half the head of a chunk has arrived.
@@ -127,6 +131,35 @@ class Connection(H11Protocol):
             self._stop_head_timer()
         elif self._head_timer is None:
             self._start_head_timer()
+
+    def _join(self, data: bytes) -> None:
+        """Pass bytes of a body to the application, together with those that arrive soon.
+
+        On the way, a body is divided into small packets. Passing each of them on would take 0.2 ms.
+        """
+        self._joined.append(data)
+        self._joined_size += len(data)
+        enough = self.app_state["memory"].chunk_size() // 4
+        if self._joined_size >= enough or self.conn.body_has_ended:
+            self._pass_body_on()
+        elif self._join_timer is None:
+            self._join_timer = self.loop.call_later(JOIN_DELAY, self._pass_body_on)
+
+    def _pass_body_on(self) -> None:
+        self._stop_join_timer()
+        data = self._joined[0] if len(self._joined) == 1 else b"".join(self._joined)
+        self._joined, self._joined_size = [], 0
+        # Assigned, not appended: uvicorn would copy the bytes into a bytearray.
+        self.cycle.body = data if not self.cycle.body else self.cycle.body + data  # type: ignore[assignment]
+        self.cycle.message_event.set()
+        self.handle_events()  # Maybe the body has ended.
+        if self.conn.their_state is h11.SEND_BODY:
+            self.flow.pause_reading()
+
+    def _stop_join_timer(self) -> None:
+        if self._join_timer is not None:
+            self._join_timer.cancel()
+            self._join_timer = None
 
     def handle_events(self) -> None:
         """Process what has arrived, but give other connections a turn in between.

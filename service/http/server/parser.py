@@ -79,6 +79,11 @@ class RequestParser(h11.Connection):
         reader._remaining -= size  # noqa: SLF001
         return True
 
+    @property
+    def body_has_ended(self) -> bool:
+        """Whether all bytes of a body of known length have arrived."""
+        return type(self._reader) is ContentLengthReader and not self._reader._remaining  # noqa: SLF001
+
     def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
         if self.turn_over:
             return h11.NEED_DATA

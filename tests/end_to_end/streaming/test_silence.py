@@ -74,10 +74,11 @@ def test_upload_that_s3_drops_during_a_pause_is_sent_again(
     proxy: Proxy, start_service: StartService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "SILENCE", 60.0)
-    service, bundle = start_service(endpoint_url=proxy.url), random_bytes(1, 200 * KIB)
+    service, bundle = start_service(endpoint_url=proxy.url), random_bytes(1, 2400 * KIB)
     response = service.http.post(
         "/upload",
-        content=slow_body(bundle, 64 * KIB, pauses=1),  # More than one read.
+        # The first two chunks are more than one read, so the request to S3 starts.
+        content=slow_body(bundle, 800 * KIB, pauses=1),
         headers={"Content-Length": str(len(bundle))},
     )
     assert response.status_code == 200

@@ -1,5 +1,6 @@
 """Body bytes that skip the parser have the same effect as bytes that are parsed."""
 
+import math
 import re
 import socket
 import time
@@ -13,9 +14,19 @@ from typing import Any
 import h11
 import pytest
 
+from service.bundles.memory import MAX_CHUNK
+from service.http import routes
+from service.http.server import connection
 from service.http.server.parser import CHUNKED_READ, SMALL_READ, RequestParser
+from service.http.slow_clients import ClientRate
 from tests.support.clients.signing import random_bytes, sign
-from tests.support.clients.sockets import connect_to, read_response, read_until_closed
+from tests.support.clients.sockets import (
+    begin_upload,
+    connect_to,
+    read_response,
+    read_until_closed,
+)
+from tests.support.polling import wait_until
 from tests.support.services.thread import Service, StartService
 
 KIB = 1024
@@ -229,6 +240,36 @@ def test_parser_is_not_skipped_once_the_response_has_started() -> None:
     parser = parser_after(HEAD)
     parser.send(h11.Response(status_code=400, headers=[]))
     assert not parser.skip_body(1)
+
+
+def test_small_packets_of_a_body_are_passed_on_together(
+    start_service: StartService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a quarter of a chunk, at the end of the body, or when no more arrive for a while."""
+    service = start_service(require_hmac=False)
+    received = list[int]()
+
+    class RecordedRate(ClientRate):
+        def record(self, seconds: float, transferred: int, limit: float = math.inf) -> None:
+            received.append(transferred)
+            super().record(seconds, transferred, limit)
+
+    monkeypatch.setattr(connection, "JOIN_DELAY", 0.3)
+    monkeypatch.setattr(routes, "ClientRate", RecordedRate)
+    bundle = random_bytes(7, MAX_CHUNK)
+    with begin_upload(service.url, b"", len(bundle)) as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        packets = [bundle[start : start + 8 * KIB] for start in range(0, len(bundle), 8 * KIB)]
+        for packet in packets[:-2]:
+            client.sendall(packet)
+            time.sleep(0.001)
+        wait_until(lambda: sum(received) == len(bundle) - 16 * KIB)
+        started = time.monotonic()
+        client.sendall(b"".join(packets[-2:]))
+        bundle_id = read_response(client)[-36:].decode()
+        assert time.monotonic() - started < 0.3
+    assert len(received) <= 8
+    assert service.fetch(bundle_id).content == bundle
 
 
 def test_two_servers_in_one_process_do_not_share_read_buffers(
