@@ -143,7 +143,11 @@ class Connection(H11Protocol):
         if self._joined_size >= enough or self.conn.body_has_ended:
             self._pass_body_on()
         elif self._join_timer is None:
-            self._join_timer = self.loop.call_later(JOIN_DELAY, self._pass_body_on)
+            self._join_timer = self.loop.call_later(JOIN_DELAY, self._end_join)
+
+    def _end_join(self) -> None:
+        if not self.transport.is_closing():
+            self._pass_body_on()
 
     def _pass_body_on(self) -> None:
         self._stop_join_timer()

@@ -106,6 +106,8 @@ class Server(uvicorn.Server):
             await asyncio.wait((shutdown,), timeout=FORCE_EXIT_INTERVAL)
             if self.force_exit:
                 shutdown.cancel()
+        if not shutdown.cancelled():
+            shutdown.result()
         await self._deliver_last_responses()
         if self.force_exit:
             # What still runs is cancelled now. Each task would log a traceback.
