@@ -281,11 +281,11 @@ def load(**defaults: str) -> Settings:
         return Settings(**unset)  # type: ignore[arg-type]
     except ValidationError as error:
         wrong = {str(details["loc"][0]) for details in error.errors() if details["loc"]}
-        others = _contradictions(unset, wrong) if wrong else []
+        others = _contradictions_besides(wrong, unset) if wrong else []
         raise SettingsError([*_mistakes(error), *others]) from error
 
 
-def _contradictions(values: Mapping[str, str], wrong: AbstractSet[str]) -> list[str]:
+def _contradictions_besides(wrong: AbstractSet[str], values: Mapping[str, str]) -> list[str]:
     """Return which values do not fit together. Those that are `wrong` count as not set.
 
     pydantic only compares values if all of them are valid.
@@ -304,7 +304,7 @@ def _mistakes(error: ValidationError) -> list[str]:
 
 
 def _mistake(details: Any) -> str:
-    """Describe a wrong setting, without secrets. Values that do not fit together may have lines."""
+    """Describe a wrong setting, without secrets, or all values that do not fit together."""
     if not details["loc"]:
         return str(details["ctx"]["error"])
     setting = str(details["loc"][0])

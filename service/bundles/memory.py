@@ -24,7 +24,8 @@ The rules:
 7. A transfer holds up to four chunks. While there are few transfers, they use large chunks, which
    take less CPU time. Transfers that wait for a slow client and hold small chunks, which their
    windows cover, do not count. The chunks of the others take less than half of the memory for
-   windows, or twice all of it if each transfer starts after those before have stopped to read.
+   windows. If each transfer starts after those before it have stopped reading, they can take up to
+   2.2 times that memory.
 """
 
 import asyncio

@@ -148,8 +148,8 @@ class BundleService:
                 self._check_expiry(record)  # S3 may take long.
         return bundle_id, record
 
-    def withdraw(self, bundle_id: UUID) -> None:
-        """Remove an uploaded bundle in the background, because its client has gone."""
+    def discard(self, bundle_id: UUID) -> None:
+        """Delete an uploaded bundle in the background, because its client has gone."""
         self._metrics.uploads_aborted.labels(ClientGone.code).inc()
         self._background.start(self._cleanups.run(partial(self._storage.delete, bundle_id)))
 

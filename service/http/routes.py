@@ -117,7 +117,7 @@ async def upload(request: Request[State]) -> Response:
             caller=caller,
         )
     if await has_disconnected(request.receive):
-        bundles.withdraw(bundle_id)
+        bundles.discard(bundle_id)
         raise ClientGone
     request.state["metrics"].uploads.labels(caller.name).inc()
     return PlainTextResponse(
