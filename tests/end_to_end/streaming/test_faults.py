@@ -179,8 +179,15 @@ def test_part_of_a_bundle_that_a_store_keeps_is_never_served_and_is_removed(
     keep = KeepCutBody()
     proxy.faults += [Fault("PutObject", keep), Fault("DeleteObject", Delay(1))]
     bundle = random_bytes(1, size)
-    wrong = {"X-HMAC": "0" * 64, "X-SIGNING-KEY": KEY}
-    assert service.http.post("/upload", content=bundle, headers=wrong).status_code == 422
+
+    def body() -> Iterator[bytes]:
+        yield bundle[:-1]
+        # Otherwise the wrong HMAC may be noticed before anything has reached the store.
+        wait_until(lambda: any(request.received for request in proxy.requests))
+        yield bundle[-1:]
+
+    wrong = {"X-HMAC": "0" * 64, "X-SIGNING-KEY": KEY, "Content-Length": str(size)}
+    assert service.http.post("/upload", content=body(), headers=wrong).status_code == 422
     assert keep.kept.wait(5)
     [key] = service.objects()
     kept = service.s3.get_object(Bucket=service.bucket, Key=key)["Body"].read()
