@@ -23,9 +23,9 @@ The rules:
 6. Buffers leave a quarter of the windows free, so that new transfers can start.
 7. A transfer holds up to four chunks. While there are few transfers, they use large chunks, which
    take less CPU time. Transfers that wait for a slow client and hold small chunks, which their
-   windows cover, do not count. The chunks of the others take less than half of the memory for
+   windows cover, do not count. The chunks of the others take a quarter of the memory for
    windows. If each transfer starts after those before it have stopped reading, they can take up to
-   2.2 times that memory.
+   1.9 times that memory.
 """
 
 import asyncio
@@ -115,7 +115,7 @@ class Memory:
     def chunk_size(self) -> int:
         """Return how many bytes a transfer should read at once, at most."""
         fast = max(self.windows.in_use // WINDOW_SIZE - self.slow_transfers, 1)
-        return min(max(self.windows.total // (10 * fast), MIN_CHUNK), MAX_CHUNK)
+        return min(max(self.windows.total // (16 * fast), MIN_CHUNK), MAX_CHUNK)
 
     def part(self) -> PartBuffer:
         """Start a part of an upload of unknown length."""

@@ -170,7 +170,7 @@ def test_chunks_of_one_byte_take_hardly_more_memory_than_their_bytes() -> None:
 
 @pytest.mark.parametrize(
     ("transfers", "slow", "kib"),
-    [(1, 0, 1024), (12, 0, 1024), (64, 0, 204), (512, 0, 32), (1024, 1000, 546), (99, 99, 1024)],
+    [(1, 0, 1024), (8, 0, 1024), (64, 0, 128), (512, 0, 32), (1024, 1000, 341), (99, 99, 1024)],
 )
 def test_chunk_size_depends_on_the_number_of_transfers(transfers: int, slow: int, kib: int) -> None:
     async def test() -> None:

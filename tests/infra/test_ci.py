@@ -1,4 +1,4 @@
-"""The workflows: CI runs `make test`, and a release is published with few permissions."""
+"""The workflows: CI runs and measures the tests, and a release is published with few rights."""
 
 import re
 from typing import Any
@@ -16,9 +16,10 @@ JOBS: dict[str, Any] = RELEASE["jobs"]
 PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 
 
-def test_ci_runs_make_test_on_every_supported_python() -> None:
+def test_ci_runs_the_tests_on_every_supported_python() -> None:
     script = (ROOT / ".ci" / "run").read_text()
-    assert re.search(r"^timeout \d+ make test$", script, flags=re.MULTILINE)
+    for target in ("test", "coverage"):
+        assert re.search(rf"^timeout \d+ make {target}$", script, flags=re.MULTILINE)
     job = CI["jobs"]["test"]
     assert job["steps"][-1] == {"run": ".ci/run"}
     assert job["strategy"]["matrix"]["python"] == PYTHONS
