@@ -23,9 +23,9 @@ The rules:
 6. Buffers leave a quarter of the windows free, so that new transfers can start.
 7. A transfer holds up to four chunks. While there are few transfers, they use large chunks, which
    take less CPU time. Transfers that wait for a slow client and hold small chunks, which their
-   windows cover, do not count. The chunks of the others take a quarter of the memory for
-   windows. If each transfer starts after those before it have stopped reading, they can take up to
-   1.9 times that memory.
+   windows cover, do not count. Large chunks of the others take at most a quarter of the memory
+   for windows. If each transfer starts after those before it have stopped reading, chunks can take
+   up to 1.9 times that memory.
 """
 
 import asyncio
