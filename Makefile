@@ -25,7 +25,7 @@ test: $(VENV)/test-ready store lint  ## the linters, the type checker and the te
 	$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup
 
 coverage: $(VENV)/test-ready  ## measure how much of the service the tests of its modules cover
-	STORES=moto $(BIN)/python -m pytest --numprocesses 4 --dist loadgroup --cov $(COVERING) -k 'not moto_metadata'
+	STORES=moto $(BIN)/python -m pytest --numprocesses 4 --dist loadgroup $(COVERING) -k 'not moto_metadata' --cov
 
 store:  # if AWS_ENDPOINT_URL_S3 is set, check that this store answers, before anything else runs
 	@$(if $(AWS_ENDPOINT_URL_S3),$(BIN)/python -m tests.support.stores)
