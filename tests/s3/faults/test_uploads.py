@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from service.bundles import background, stream
+from service.http.server.connection import Connection
 from service.s3 import retries
 from tests.s3.faults.failures import (
     DENIED,
@@ -59,7 +60,7 @@ def test_bundle_whose_client_disconnects_before_the_response_is_removed(
     proxied: Service, proxy: Proxy, *, chunked: bool
 ) -> None:
     """Nobody knows its id. A client that only closes its own side still gets the response."""
-    hold, before = Hold(), open_connections(proxied)
+    hold = Hold()
     proxy.faults.append(Fault("PutObject", hold))
     with (
         begin_chunked_upload(proxied.url, SMALL)
@@ -69,9 +70,10 @@ def test_bundle_whose_client_disconnects_before_the_response_is_removed(
         if chunked:
             client.sendall(b"0\r\n\r\n")
         wait_until(lambda: "PutObject" in operations(proxy))
-        wait_until(lambda: open_connections(proxied) == before + 1)
+        address = client.getsockname()
+        assert address in connected_clients(proxied)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    wait_until(lambda: open_connections(proxied) == before)
+    wait_until(lambda: address not in connected_clients(proxied))
     hold.release.set()
     [put] = [request for request in proxy.requests if request.operation == "PutObject"]
     # Uploads of other tests may be removed once more at the same time.
@@ -80,8 +82,9 @@ def test_bundle_whose_client_disconnects_before_the_response_is_removed(
     wait_until(lambda: is_bucket_empty(proxied))
 
 
-def open_connections(service: Service) -> int:
-    return len(service.server.server_state.connections)
+def connected_clients(service: Service) -> list[object]:
+    connections = list(service.server.server_state.connections)
+    return [connection.client for connection in connections if isinstance(connection, Connection)]
 
 
 @pytest.mark.parametrize("operation", WRITES)
