@@ -19,7 +19,7 @@ from aiobotocore import httpsession
 from aiobotocore.session import AioSession
 from botocore.loaders import create_loader
 
-from service.s3 import capabilities, client
+from service.s3 import client
 from service.settings import Settings
 from tests.support import stores
 from tests.support.key_leaks import LEAK_DETECTOR
@@ -68,9 +68,6 @@ client._Loader = lambda: SERVICE_LOADER  # type: ignore[assignment,misc]  # noqa
 
 # The stores use plain HTTP, and reading the certificates takes 20 ms for each client.
 httpsession.get_cert_path = lambda verify: None  # type: ignore[attr-defined]  # noqa: ARG005
-
-# The stores of the tests show at once what they have kept, and `init-bucket` and `check` run often.
-capabilities.CUT_BODY_TIMEOUT = 0.1
 
 for _name in [name for name in os.environ if name.startswith(("AWS_", "HISTORY_", "OTEL_"))]:
     del os.environ[_name]
