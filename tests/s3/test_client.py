@@ -16,6 +16,7 @@ from botocore.exceptions import (
     NoCredentialsError,
 )
 
+from service import __version__
 from service.bundles.buffers import MAX_REPLAY_SIZE
 from service.bundles.memory import MAX_CHUNK, Memory
 from service.s3.calls import BodyInterrupted, S3Calls
@@ -135,6 +136,15 @@ def test_upload_that_cannot_be_sent_again_fails_with_the_error_of_s3(
         assert [request.operation for request in proxy.requests].count("PutObject") == 1
     assert "S3 refuses PutObject: SlowDown" in caplog.text
     assert "UnseekableStreamError" not in caplog.text
+
+
+def test_requests_to_s3_name_the_service(store: Store, start_service: StartService) -> None:
+    """So an operator can tell them from others in S3's access log."""
+    with Proxy(store.endpoint_url) as proxy:
+        service = start_service(endpoint_url=proxy.url)
+        service.upload(b"content")
+        user_agents = {request.headers["user-agent"] for request in proxy.requests}
+    assert {agent.split()[0] for agent in user_agents} == {f"message-history-server/{__version__}"}
 
 
 def test_s3_client_reads_little_ahead(store: Store, s3: Any) -> None:
