@@ -84,7 +84,12 @@ class _Handler(ResponseHandler):
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002
         self._end_pause()
+        was_paused = self._reading_paused
         super().resume_reading(resume_parser)
+        if was_paused and self._payload is not None and self._payload.is_eof():
+            # The last chunk had been paused, so the connection is free now. aiohttp has still
+            # started its read timeout, which would end a later request on this connection.
+            self._drop_timeout()
 
     def record_read(self, size: int) -> None:
         self._held = self._held[1], size

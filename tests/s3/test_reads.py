@@ -3,7 +3,8 @@
 import asyncio
 import ssl
 import subprocess
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,8 @@ import uvloop
 
 from service.bundles.memory import MAX_CHUNK
 from service.s3 import reads
-from service.s3.client import connect
+from service.s3.bodies import RequestBody
+from service.s3.client import CLIENT_CONFIG, connect
 
 SIZE = 8 << 20
 READ_SIZES = (16 << 10, 256 << 10)
@@ -145,3 +147,80 @@ def test_client_is_slow_while_it_takes_small_chunks_slowly(
                 assert memory.slow_transfers == 0
 
     uvloop.run(asyncio.wait_for(test(), 20))
+
+
+class KeepAliveServer:
+    """Sends an object of `SIZE` bytes for each GET, and takes a body for each PUT."""
+
+    def __init__(self) -> None:
+        self.methods: list[list[str]] = []
+        """The methods of the requests on each connection."""
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        methods: list[str] = []
+        self.methods.append(methods)
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while head := (await reader.readuntil(b"\r\n\r\n")).decode().lower():
+                methods.append(head.split()[0])
+                if methods[-1] == "put":
+                    _, _, length = head.partition("\r\ncontent-length: ")
+                    await reader.readexactly(int(length.split()[0]))
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                else:
+                    writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE)
+                    writer.write(bytes(SIZE))
+        writer.close()
+
+
+@dataclass
+class SlowBody:
+    """A request body that arrives one byte at a time."""
+
+    size: int
+    interval: float
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for _ in range(self.size):
+            await asyncio.sleep(self.interval)
+            yield b"a"
+
+    def rewind(self) -> None: ...
+
+    def on_arrival(self, callback: Callable[[int], None]) -> None: ...
+
+
+def test_timeout_of_a_download_does_not_end_a_later_upload(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The upload uses the same connection, and waits longer than the timeout for its client.
+
+    aiohttp starts the timeout when it reads on. If it has paused in the last chunk, the body is at
+    its end then, and the connection is free for other requests.
+    """
+    timeout = 1
+    monkeypatch.setitem(CLIENT_CONFIG, "read_timeout", timeout)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    s3 = KeepAliveServer()
+
+    async def test() -> int:
+        async with await asyncio.start_server(s3.serve, "localhost", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://localhost:{port}")
+            async with connect("us-east-1", memory=FixedChunks(SIZE)) as client:
+                body = (await client.get_object(Bucket="bucket", Key="key"))["Body"]
+                content: Any = body.content
+                received = 0
+                while received < SIZE:
+                    await asyncio.sleep(0.05)  # So the last chunk is large.
+                    received += len(await content.readany())
+                body.close()
+                upload = SlowBody(20, timeout / 10)
+                request_body: Any = RequestBody(upload)
+                stored = await client.put_object(
+                    Bucket="bucket", Key="key", Body=request_body, ContentLength=upload.size
+                )
+        return stored["ResponseMetadata"]["RetryAttempts"]
+
+    assert uvloop.run(test()) == 0
+    assert s3.methods == [["get", "put"]]
