@@ -65,7 +65,9 @@ async def connect(
     memory: ReadMemory | None = None,
     metrics: Metrics | None = None,
 ) -> AsyncIterator[S3Client]:
-    """Open the S3 client of the process. Except for `region`, botocore's own settings apply.
+    """Open the S3 client of the process.
+
+    Except for `region` and the User-Agent, botocore's own settings apply.
 
     The pool holds up to `connections`. It has to be large enough that no transfer waits for a
     connection; a transfer uses up to two. `memory` limits how much each reads at once. Raises

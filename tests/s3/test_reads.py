@@ -160,7 +160,8 @@ class KeepAliveServer:
         methods: list[str] = []
         self.methods.append(methods)
         with suppress(asyncio.IncompleteReadError, ConnectionError):
-            while head := (await reader.readuntil(b"\r\n\r\n")).decode().lower():
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
                 methods.append(head.split()[0])
                 if methods[-1] == "put":
                     _, _, length = head.partition("\r\ncontent-length: ")
@@ -210,10 +211,12 @@ def test_timeout_of_a_download_does_not_end_a_later_upload(
             async with connect("us-east-1", memory=FixedChunks(SIZE)) as client:
                 body = (await client.get_object(Bucket="bucket", Key="key"))["Body"]
                 content: Any = body.content
-                received = 0
+                received = size = 0
                 while received < SIZE:
-                    await asyncio.sleep(0.05)  # So the last chunk is large.
-                    received += len(await content.readany())
+                    await asyncio.sleep(0.05)  # So the chunks are large.
+                    size = len(await content.readany())
+                    received += size
+                assert size > MAX_BUFFERED, "aiohttp has paused in the last chunk"
                 body.close()
                 upload = SlowBody(20, timeout / 10)
                 request_body: Any = RequestBody(upload)
